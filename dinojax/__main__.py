@@ -1,0 +1,41 @@
+"""`python -m dinojax VERB`: a verb is a module of this package, imported only when it is asked for."""
+
+import importlib
+import sys
+
+from dinojax.errors import RunError
+
+VERBS = {
+    "demo": "the main job on phantoms: pre-train, fine-tune two starting points, report",
+    "phantoms": "write a phantom data set: images, manifest, fold files",
+    "pretrain": "self-supervised pre-training; the same command goes on where it stopped",
+    "finetune": "fine-tune one starting point on every fold with every setting",
+    "report": "one table and its plots from several runs",
+}
+
+
+def main() -> int:
+    """Runs a verb. Returns 0 done, 1 failed, 2 wrong arguments, 3 stopped by a signal with the state saved."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m dinojax VERB ... (each with --help; --debug shows tracebacks)\n")
+        print("\n".join(f"  {verb:<10} {line}" for verb, line in VERBS.items()))
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"dinojax: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        importlib.import_module(f"dinojax.{verb}").main(arguments[1:])
+    except RunError as error:
+        if debug:
+            raise
+        print(f"dinojax {verb}: {error}", file=sys.stderr)
+        return error.status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

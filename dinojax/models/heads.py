@@ -1,0 +1,91 @@
+"""Heads on a backbone: DINO's projection head and the classifier of fine-tuning."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dinojax.models.features import Features
+from dinojax.models.vit import VisionTransformer
+
+_init_weight = nnx.initializers.truncated_normal(0.02)
+
+
+class DINOHead(nnx.Module):
+    """MLP, L2 normalisation and weight-normalised prototypes (DINO, Caron et al. 2021, arXiv 2104.14294, section 3).
+
+    The magnitudes `weight_g` are trained, as in the published DINOv2 code.
+    """
+
+    def __init__(self, width: int, prototypes: int, hidden: int, bottleneck: int, layers: int, rngs: nnx.Rngs) -> None:
+        widths = [width, *[hidden] * (layers - 1), bottleneck]
+        self.mlp = nnx.List(
+            [
+                nnx.Linear(before, after, kernel_init=_init_weight, rngs=rngs)
+                for before, after in zip(widths[:-1], widths[1:], strict=True)
+            ]
+        )
+        self.last_layer = Prototypes(bottleneck, prototypes, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] to logits over the prototypes [..., K]."""
+        for layer in self.mlp[:-1]:
+            x = jax.nn.gelu(layer(x), approximate=False)
+        x = self.mlp[-1](x)
+        # The norm of an all-zero row has no gradient: padded rows must not turn it into NaN.
+        squared = jnp.sum(x * x, -1, keepdims=True)
+        return self.last_layer(x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24)))
+
+
+class Prototypes(nnx.Module):
+    """A bias-free linear layer whose columns are `weight_g · weight_v / |weight_v|` (Salimans & Kingma 2016)."""
+
+    def __init__(self, width: int, prototypes: int, rngs: nnx.Rngs) -> None:
+        bound = width**-0.5  # PyTorch's default for a linear layer, which the published code keeps
+        self.weight_g = nnx.Param(jnp.ones((prototypes,)))
+        self.weight_v = nnx.Param(jax.random.uniform(rngs.params(), (width, prototypes), minval=-bound, maxval=bound))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        v = self.weight_v[...]
+        return x @ (v * (self.weight_g[...] / jnp.linalg.norm(v, axis=0)))
+
+
+class Classifier(nnx.Module):
+    """A backbone with MediDino's head on its pooled features: [norm,] Linear, ReLU, Linear; or one linear layer."""
+
+    def __init__(
+        self, backbone: VisionTransformer, outputs: int, hidden: int, renormalise: bool, rngs: nnx.Rngs
+    ) -> None:
+        """Builds the head.
+
+        Args:
+          backbone: gives the features.
+          outputs: logits; 1 for a binary task.
+          hidden: width of the layer with ReLU; 0 for a linear head.
+          renormalise: applies the backbone's final norm to the class token a second time, as MediDino's code does.
+          rngs: for the head's weights, drawn as PyTorch's `nn.Linear` draws them.
+        """
+        self.backbone = backbone
+        self.renormalise = renormalise
+        widths = [backbone.width, *([hidden] if hidden else []), outputs]
+        self.head = nnx.List(
+            [
+                nnx.Linear(before, after, kernel_init=_torch_linear(before), bias_init=_torch_linear(before), rngs=rngs)
+                for before, after in zip(widths[:-1], widths[1:], strict=True)
+            ]
+        )
+
+    def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """Normalised images [B, H, W, C] to logits [B, outputs]."""
+        features: Features = self.backbone(x, train=train, key=key)
+        x = self.backbone.norm(features.pooled) if self.renormalise else features.pooled
+        for layer in self.head[:-1]:
+            x = jax.nn.relu(layer(x))
+        return self.head[-1](x)
+
+
+def _torch_linear(inputs: int) -> nnx.Initializer:
+    """PyTorch's default for weights and biases of a linear layer: uniform within ± 1 / sqrt(inputs)."""
+    bound = inputs**-0.5
+    return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(
+        key, shape, dtype, minval=-bound, maxval=bound
+    )

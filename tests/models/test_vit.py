@@ -1,0 +1,135 @@
+"""The vision transformer and the DINO head against the published code's outputs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import dinojax
+from dinojax.errors import UsageError
+from dinojax.models import VisionTransformer
+from dinojax.models.heads import DINOHead
+from tests import goldens_reader as goldens
+from tests import rebuilt
+
+SIZES = {
+    "vits14": ["224x224", "98x98", "224x308", "518x518", "602x532"],
+    "vits14_reg4": ["224x224", "98x98", "224x308", "602x532"],
+    "tiny_swiglu": ["70x70", "98x98", "42x56"],
+}
+TOLERANCE = {"vits14": 1e-5, "vits14_reg4": 1e-5, "tiny_swiglu": 5e-6}
+
+
+@functools.cache
+def model_of(name: str) -> VisionTransformer:
+    if name == "tiny_swiglu":
+        size = {"width": 32, "depth": 2, "heads": 2, "image_size": 70, "mlp": "swiglu"}
+        return rebuilt.backbone(dinojax.create_model("vitg14", rngs=nnx.Rngs(0), **size))
+    return rebuilt.backbone(dinojax.create_model(name, rngs=nnx.Rngs(0)))
+
+
+def image(name: str, size: str, batch: int) -> jax.Array:
+    height, width = map(int, size.split("x"))
+    return jnp.asarray(goldens.rebuild(f"input.{name}.{size}", (batch, 3, height, width)).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, sizes in SIZES.items() for size in sizes])
+def test_golden_features(name: str, size: str) -> None:
+    golden = goldens.load(f"{name}.npz")
+    expected = golden[f"{size}.patch"]
+    features = jax.jit(lambda m, x: m(x))(model_of(name), image(name, size, len(expected)))
+    patches = np.asarray(features.patches).reshape(len(expected), -1, expected.shape[-1])
+    every = 1 if patches.shape[1] == expected.shape[1] else 32
+    goldens.assert_close(features.pooled, golden[f"{size}.cls"], TOLERANCE[name])
+    goldens.assert_close(patches[:, ::every], expected, TOLERANCE[name])
+    if f"{size}.reg" in golden:
+        goldens.assert_close(features.registers, golden[f"{size}.reg"], TOLERANCE[name])
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_golden_masked_and_intermediate(name: str) -> None:
+    golden = goldens.load(f"{name}.npz")
+    model, x = model_of(name), image(name, SIZES[name][0], 2)
+    masked = jax.jit(lambda m, x, masks: m(x, masks))(model, x, golden["masked.mask"])
+    expected = golden["masked.patch"]
+    patches = np.asarray(masked.patches).reshape(2, -1, expected.shape[-1])
+    goldens.assert_close(masked.pooled, golden["masked.cls"], TOLERANCE[name])
+    goldens.assert_close(patches[:: 1, :: 1 if len(patches[0]) == len(expected[0]) else 32], expected, TOLERANCE[name])
+    expected = golden["intermediate.cls"]
+    features = jax.jit(lambda m, x: m.intermediate(x, blocks=len(expected)))(model, x)
+    goldens.assert_close(np.stack([f.pooled for f in features]), expected, TOLERANCE[name])
+
+
+def test_golden_dino_head() -> None:
+    golden = goldens.load("dino_head.npz")
+    prototypes = golden["out"].shape[1]
+    head = rebuilt.head(DINOHead(384, prototypes, hidden=512, bottleneck=64, layers=3, rngs=nnx.Rngs(0)))
+    x = jnp.asarray(goldens.rebuild("input.head", (8, 384)))
+    goldens.assert_close(head(x), golden["out"], 1e-5)
+    by_head, by_input = nnx.grad(lambda head, x: jnp.mean(head(x) ** 2), argnums=(0, 1))(head, x)
+    goldens.assert_close(by_input, golden["grad_in"], 1e-5)
+    goldens.assert_close(by_head.last_layer.weight_v[...].T[: len(golden["grad_v"])], golden["grad_v"], 1e-5)
+
+
+TINY = {"width": 32, "depth": 3, "heads": 2, "image_size": 28}
+
+
+def test_drop_path_runs_branches_on_a_subset_scaled_to_the_batch() -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5, drop_path_uniform=True)
+    block, x = model.blocks[0], jax.random.normal(jax.random.key(1), (8, 5, 32))
+    k1, k2 = jax.random.split(jax.random.key(2))
+
+    def residual(branch, x: jax.Array, key: jax.Array) -> jax.Array:  # one image at a time, from the definition
+        chosen = jax.random.permutation(jax.random.split(key, 1)[0], 8)[:4]
+        out = [x[i] + (2 * branch(x[i : i + 1])[0] if i in np.asarray(chosen) else 0) for i in range(8)]
+        return jnp.stack(out)
+
+    attended = residual(lambda x: block.ls1(block.attn(block.norm1(x))), x, k1)
+    expected = residual(lambda x: block.ls2(block.mlp(block.norm2(x))), attended, k2)
+    np.testing.assert_allclose(block(x, jax.random.key(2)), expected, atol=1e-5)
+
+
+def test_drop_path_in_groups_picks_as_many_of_each() -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.75, drop_path_uniform=True, groups=2)
+    x = jax.random.normal(jax.random.key(1), (8, 5, 32))
+    changed = np.abs(np.asarray(model.blocks[0](x, jax.random.key(2)) - x)).max((1, 2)) > 0
+    # One image of four in each half, for each of the block's two branches.
+    assert 1 <= changed[:4].sum() <= 2
+    assert 1 <= changed[4:].sum() <= 2
+
+
+def test_small_drop_path_masks_single_images_and_keeps_the_mean() -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.1, drop_path_uniform=True)
+    block, x = model.blocks[0], jnp.repeat(jax.random.normal(jax.random.key(1), (1, 5, 32)), 4096, axis=0)
+    attended = x + block.ls1(block.attn(block.norm1(x)))
+    full = attended + block.ls2(block.mlp(block.norm2(attended)))
+    dropped = block(x, jax.random.key(3))
+    untouched = np.mean(np.abs(np.asarray(dropped - x)).max((1, 2)) == 0)
+    assert abs(untouched - 0.01) < 0.006
+    assert float(jnp.abs(dropped.mean(0) - full[0]).max()) < 0.05 * float(jnp.abs(full[0] - x[0]).max())
+
+
+def test_drop_path_acts_only_in_training() -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5)
+    x = jax.random.normal(jax.random.key(1), (4, 28, 28, 3))
+    rates = [block.drop_path for block in model.blocks]
+    assert rates == [0.0, 0.25, 0.5]
+    np.testing.assert_array_equal(model(x).pooled, model(x, key=jax.random.key(0)).pooled)
+    assert not np.allclose(model(x).pooled, model(x, train=True, key=jax.random.key(0)).pooled)
+    with pytest.raises(ValueError, match="key"):
+        model(x, train=True)
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY)
+    with pytest.raises(ValueError, match="multiples of 14, got 28×30"):
+        model(jnp.zeros((1, 28, 30, 3)))
+    with pytest.raises(ValueError, match=r"\(1, 28, 28, 1\)"):
+        model(jnp.zeros((1, 28, 28, 1)))
+    with pytest.raises(UsageError, match="vits16"):
+        dinojax.create_model("vits16", rngs=nnx.Rngs(0))
+    with pytest.raises(UsageError, match="widht"):
+        dinojax.create_model("vits14", rngs=nnx.Rngs(0), widht=3)
