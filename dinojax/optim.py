@@ -1,4 +1,4 @@
-"""AdamW with schedules and multipliers per parameter, and clipping per submodule, as DINOv2's published code does it."""
+"""AdamW with schedules and multipliers per parameter, and clipping per submodule, as DINOv2's code does it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -3,7 +3,6 @@
 import json
 import os
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +46,6 @@ def rebuild(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.ones(shape, np.float32)
     fan_in = np.prod(shape[:-1] if leaf == "kernel" else shape[1:])
     return (x / np.sqrt(fan_in)).astype(np.float32)
-
-
-def rebuild_all(shapes: Mapping[str, tuple[int, ...]], prefix: str = "") -> dict[str, np.ndarray]:
-    """Rebuilds every tensor of a state dict; `prefix` is put before the name that seeds each of them."""
-    return {name: rebuild(prefix + name, shape) for name, shape in shapes.items()}
 
 
 def assert_close(actual: ArrayLike, expected: ArrayLike, tolerance: float) -> None:

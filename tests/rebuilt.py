@@ -28,7 +28,8 @@ def head(model: M) -> M:
 
 def published(params: dict[str, jax.Array], prefix: str = "") -> dict[str, np.ndarray]:
     """Rebuilds the published tensors that correspond to our parameters, by their published names."""
-    return goldens.rebuild_all({tables.to_dinov2_name(p): published_shape(p, a.shape) for p, a in params.items()}, prefix)
+    shapes = {tables.to_dinov2_name(path): published_shape(path, array.shape) for path, array in params.items()}
+    return {name: goldens.rebuild(prefix + name, shape) for name, shape in shapes.items()}
 
 
 def published_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

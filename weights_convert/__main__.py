@@ -9,6 +9,7 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from dinojax.errors import RunError, UsageError
+from dinojax.models import ARGUMENTS
 from dinojax.models.features import imagenet_preprocessing
 from dinojax.models.store import write_model
 from weights_convert import readers
@@ -77,19 +78,25 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"weights_convert: {error}", file=sys.stderr)
         return error.status
-    params = converted.params.values()
-    size = sum(path.stat().st_size for path in options.directory.iterdir())
-    a = converted.arguments
-    print(
-        f"{options.source}: {converted.layout}, {a.depth} blocks of width {a.width}, {a.heads} heads, "
-        f"{a.registers} registers, positions for {a.image_size} px"
-        f"{''.join(f', {head}' for head in converted.heads)}"
-    )
-    print(
-        f"wrote {options.directory}: {converted.name}, {sum(array.size for array in params):,} parameters, "
-        f"{size / 1e6:.1f} MB; load it with dinojax.load_model({str(options.directory)!r})"
-    )
+    print(_summary(options.source, options.directory, converted))
     return 0
+
+
+def _summary(source: Path, directory: Path, converted: Converted) -> str:
+    """What was found and what was written, a line each."""
+    told = converted.arguments
+    found = (
+        f"{source}: layout {converted.layout}, {told.depth} blocks of width {told.width}, {told.heads} heads, "
+        f"{told.registers} registers, positions for {told.image_size} pixels"
+        + "".join(f", {h}" for h in converted.heads)
+    )
+    name = converted.name if told == ARGUMENTS[converted.name] else f"a variant of {converted.name}"
+    parameters = sum(array.size for array in converted.params.values())
+    megabytes = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
+    return (
+        f"{found}\nwrote {directory}: {name}, {parameters:,} parameters, {megabytes:.1f} MB; "
+        f'load it with dinojax.load_model("{directory}")'
+    )
 
 
 if __name__ == "__main__":

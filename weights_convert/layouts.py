@@ -10,7 +10,7 @@ from flax import nnx
 
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
-from dinojax.models import ARGUMENTS, ViTArguments, VisionTransformer, arguments_of
+from dinojax.models import ARGUMENTS, VisionTransformer, ViTArguments, arguments_of
 from weights_convert import tables
 
 _PATCH_EMBED = "patch_embed.proj.weight"  # in every DINOv2 backbone, and in nothing else that is read here

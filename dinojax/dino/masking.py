@@ -1,5 +1,6 @@
-"""iBOT's block masks, as the published DINOv2 code draws them (BEiT, Bao et al. 2021, arXiv 2106.08254, algorithm 1)."""
+"""iBOT's block masks, as published DINOv2 draws them (BEiT, Bao et al. 2021, arXiv 2106.08254, algorithm 1)."""
 
+import itertools
 import math
 
 import numpy as np
@@ -19,8 +20,8 @@ def draw(
 ) -> np.ndarray:
     """Masks of a batch of global crops.
 
-    In each group, `probability` of the crops are masked. Their target ratios are drawn from equal slices of `ratio`, one
-    slice a crop, and dealt out in random order.
+    In each group, `probability` of the crops are masked. Their target ratios are drawn from equal slices of `ratio`,
+    one slice a crop, and dealt out in random order.
 
     Args:
       rng: a generator for this batch alone.
@@ -39,7 +40,7 @@ def draw(
     slices = np.linspace(*ratio, masked + 1)
     masks = np.zeros((groups, size, patches), bool)
     for group in masks:
-        targets = [int(patches * rng.uniform(low, high)) for low, high in zip(slices[:-1], slices[1:], strict=True)]
+        targets = [int(patches * rng.uniform(low, high)) for low, high in itertools.pairwise(slices)]
         for place, target in zip(rng.permutation(size), targets, strict=False):
             group[place] = _block_mask(rng, grid, target).ravel()
     return masks.reshape(images, patches)
@@ -63,7 +64,7 @@ def _block_mask(rng: np.random.Generator, grid: tuple[int, int], target: int) ->
 def _add_block(rng: np.random.Generator, mask: np.ndarray, most: float) -> bool:
     height, width = mask.shape
     for _ in range(_TRIES):
-        area = rng.uniform(_SMALLEST_BLOCK, most)
+        area = _SMALLEST_BLOCK + (most - _SMALLEST_BLOCK) * rng.random()  # `most` may be the smaller
         aspect = math.exp(rng.uniform(*_ASPECT))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from dinojax.errors import UsageError
 from dinojax.models.features import Backbone, Features, Preprocessing, normalise, preprocess, to_channels
-from dinojax.models.vit import ViTArguments, VisionTransformer
+from dinojax.models.vit import VisionTransformer, ViTArguments
 
 _SIZES = {
     "vitt14": ViTArguments(width=192, depth=12, heads=3),  # ours, for laptops and tests

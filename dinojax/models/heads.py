@@ -1,5 +1,7 @@
 """Heads on a backbone: DINO's projection head and the classifier of fine-tuning."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,7 @@ class DINOHead(nnx.Module):
         self.mlp = nnx.List(
             [
                 nnx.Linear(before, after, kernel_init=_init_weight, rngs=rngs)
-                for before, after in zip(widths[:-1], widths[1:], strict=True)
+                for before, after in itertools.pairwise(widths)
             ]
         )
         self.last_layer = Prototypes(bottleneck, prototypes, rngs)
@@ -70,7 +72,7 @@ class Classifier(nnx.Module):
         self.head = nnx.List(
             [
                 nnx.Linear(before, after, kernel_init=_torch_linear(before), bias_init=_torch_linear(before), rngs=rngs)
-                for before, after in zip(widths[:-1], widths[1:], strict=True)
+                for before, after in itertools.pairwise(widths)
             ]
         )
 

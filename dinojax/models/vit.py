@@ -1,4 +1,4 @@
-"""DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, arXiv 2309.16588)."""
+"""DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, 2309.16588)."""
 
 import dataclasses
 import functools
