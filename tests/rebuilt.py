@@ -12,6 +12,7 @@ from tests import goldens_reader as goldens
 from weights_convert import tables
 
 M = TypeVar("M", bound=nnx.Module)
+LINEAR = {"kernel": "weight", "bias": "bias"}
 
 
 def backbone(model: M) -> M:

@@ -1,5 +1,9 @@
 """Names and shapes of the published models' state dicts, written down apart from the tables under test."""
 
+import numpy as np
+
+from tests import goldens_reader
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -32,3 +36,8 @@ def head(width: int, prototypes: int, hidden: int, bottleneck: int) -> Shapes:
 
 TINY = backbone(width=32, depth=2, side=5)
 TINY_HEAD = head(width=32, prototypes=128, hidden=48, bottleneck=16)
+
+
+def rebuilt(shapes: Shapes) -> dict[str, np.ndarray]:
+    """The state dict with the weights that the reference figures were made with."""
+    return {name: goldens_reader.rebuild(name, shape) for name, shape in shapes.items()}

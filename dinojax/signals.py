@@ -1,0 +1,28 @@
+"""SIGINT and SIGTERM as a request that a run answers between two steps."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class StopRequest:
+    """Within its context, the first signal is remembered; a second one of SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        """The signal that came, such as `SIGTERM`."""
+        self._before: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        signal.signal(signal.SIGINT, self._before[signal.SIGINT])

@@ -1,0 +1,168 @@
+"""`python -m weights_convert`: files to model directories that load and give the reference figures."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import dinojax
+from tests import goldens_reader as goldens
+from tests.weights_convert import published, torch_files
+from weights_convert.__main__ import main
+
+
+def files() -> Path:
+    return goldens.goldens_dir() / "files"
+
+
+def nhwc(name: str, shape: tuple[int, ...]) -> jnp.ndarray:
+    return jnp.asarray(goldens.rebuild(name, shape).transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("dinov2_tiny_pretrain.pth", 5e-6),
+        ("dinov2_tiny_legacy_format.pth", 5e-6),
+        ("dinov2_tiny.safetensors", 5e-6),
+        ("teacher_checkpoint.pth", 5e-6),
+        ("teacher_checkpoint_chunked.pth", 5e-6),
+        ("dinov2_tiny_fp16.pth", 2e-3),
+    ],
+)
+def test_golden_files_convert_and_load(tmp_path: Path, name: str, tolerance: float) -> None:
+    assert main([str(files() / name), str(tmp_path / "model"), "--heads", "2"]) == 0
+    model = dinojax.load_model(tmp_path / "model")
+    assert (model.arguments.width, model.arguments.depth, model.arguments.image_size) == (32, 2, 70)
+    features = model(nhwc("input.tiny", (2, 3, 70, 70)))
+    golden = goldens.load("tiny.npz")
+    goldens.assert_close(features.pooled, golden["cls"], tolerance)
+    goldens.assert_close(features.patches.reshape(2, 25, 32), golden["patch"], tolerance)
+
+
+def test_golden_vits14_of_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = published.rebuilt(published.backbone(384, 12, 37))
+    source = torch_files.write_tensors(tmp_path / "vits14.pth", tensors)
+    assert 88e6 < source.stat().st_size < 89e6
+    assert main([str(source), str(tmp_path / "model")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"{tmp_path / 'model'}: vits14, 22,056,576 parameters, 88.2 MB" in last
+    assert "dinojax.load_model(" in last
+    model = dinojax.load_model(tmp_path / "model")
+    assert model.name == "vits14"
+    features = model(nhwc("input.vits14.98x98", (2, 3, 98, 98)))
+    golden = goldens.load("vits14.npz")
+    goldens.assert_close(features.pooled, golden["98x98.cls"], 1e-5)
+    goldens.assert_close(features.patches.reshape(2, 49, 384), golden["98x98.patch"], 1e-5)
+
+
+def test_swiglu_and_registers_are_read_off(tmp_path: Path) -> None:
+    tensors = published.rebuilt(published.backbone(192, 2, 5, registers=4, gated=512))
+    source = torch_files.write_tensors(tmp_path / "x.pth", tensors)
+    assert main([str(source), str(tmp_path / "model")]) == 0
+    arguments = dinojax.load_model(tmp_path / "model").arguments
+    assert (arguments.heads, arguments.registers, arguments.mlp, arguments.image_size) == (3, 4, "swiglu", 70)
+
+
+def test_the_directory_says_where_it_comes_from(tmp_path: Path) -> None:
+    source = files() / "teacher_checkpoint.pth"
+    assert main([str(source), str(tmp_path / "model"), "--heads", "2"]) == 0
+    description = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert description["source"] == {
+        "file": "teacher_checkpoint.pth",
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "layout": "dinov2_teacher",
+    }
+    head = safetensors.numpy.load_file(tmp_path / "model" / "dino_head.safetensors")
+    rebuilt = published.rebuilt(published.TINY_HEAD)
+    goldens.assert_close(head["mlp.1.kernel"], rebuilt["mlp.2.weight"].T, 2**-22)
+    goldens.assert_close(head["last_layer.weight_v"], rebuilt["last_layer.weight_v"].T, 2**-22)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    resnet = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.zeros(64, np.float32)}
+    tiny = published.rebuilt(published.TINY)
+    wide = published.rebuilt(published.backbone(32, 2, 5)) | {"head.weight": np.zeros((10, 32), np.float32)}
+    narrow = {k: v for k, v in tiny.items() if ".mlp." not in k} | {
+        f"blocks.{i}.mlp.{name}": np.zeros(shape, np.float32)
+        for i in range(2)
+        for name, shape in {
+            "fc1.weight": (64, 32),
+            "fc1.bias": (64,),
+            "fc2.weight": (32, 64),
+            "fc2.bias": (32,),
+        }.items()
+    }
+    crooked = tiny | {"pos_embed": np.zeros((1, 27, 32), np.float32)}
+    student = {f"teacher.backbone.{k}": v for k, v in tiny.items()} | {"teacher.centre": np.zeros(3, np.float32)}
+    twice = {"blocks.7.0.ls1.gamma": tiny["norm.bias"]} | tiny
+    for number, (tensors, said) in enumerate(
+        [
+            (resnet, "no DINOv2 hub file and no teacher checkpoint; it holds 2 tensors: conv1.weight, bn1.weight"),
+            (wide, "unexpected (1): head.weight"),
+            (narrow, "blocks.0.mlp.fc1.kernel"),
+            (crooked, "pos_embed has 27 positions"),
+            (student, "teacher.centre"),
+            (twice, "the same block twice"),
+        ]
+    ):
+        source = torch_files.write_tensors(tmp_path / f"{number}.pth", tensors)
+        assert main([str(source), str(tmp_path / "model"), "--heads", "2"]) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.startswith(f"weights_convert: {source}: ")
+        assert error.count("\n") == 1
+        assert not (tmp_path / "model").exists()
+
+
+def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, taken = files() / "dinov2_tiny_pretrain.pth", tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    for argv, said in [
+        ([source, tmp_path / "model"], "--heads N"),
+        ([source, tmp_path / "model", "--heads", "3"], "not a multiple of its 3 heads"),
+        ([source, tmp_path / "model", "--heads", "0"], "must be 1 or more"),
+        ([source, tmp_path / "model", "--to", "hf"], "unrecognized arguments"),
+        ([source], "DST"),
+        ([source, taken, "--heads", "2"], f"{taken} exists already"),
+    ]:
+        assert main(list(map(str, argv))) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert (taken / "mine.txt").read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_written_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("a file where a folder should be")
+    argv = [str(files() / "dinov2_tiny_pretrain.pth"), str(tmp_path / "file" / "model"), "--heads", "2"]
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert error.count("\n") == 1
+
+
+def test_golden_malicious_file_as_a_command(tmp_path: Path) -> None:
+    """In a process of its own, with the directory in which the attack would leave its mark."""
+    done = subprocess.run(
+        [sys.executable, "-m", "weights_convert", str(files().resolve() / "malicious.pth"), "model"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "posix.system" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
