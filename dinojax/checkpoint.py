@@ -54,7 +54,7 @@ class Checkpoints:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: what depends on the clock or the machine stands under `time`, everything else is reproducible."""
+    """`metrics.jsonl`. What depends on the clock or the machine stands under `time`; all else is reproducible."""
 
     def __init__(self, path: Path, restored_step: int) -> None:
         """Opens the file and removes the lines after the step that a run goes on from."""

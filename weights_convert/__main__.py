@@ -36,6 +36,8 @@ def convert_file(source: Path, directory: Path, heads: int | None = None) -> Con
       UsageError: the directory is taken, or `heads` is needed or wrong.
       RunError: the file is damaged, of another kind or of another model, or the directory cannot be written.
     """
+    if directory.resolve() == Path.cwd():  # it would be replaced under the user's feet
+        raise UsageError(f"{directory} is the current directory; name one to make")
     tensors = readers.read(source)
     try:
         converted = recognise(tensors, heads)
@@ -46,7 +48,7 @@ def convert_file(source: Path, directory: Path, heads: int | None = None) -> Con
     arguments = converted.arguments
     try:
         write_model(
-            directory,
+            directory.resolve(),
             converted.name,
             arguments,
             converted.params,

@@ -8,6 +8,7 @@ every number has been checked becomes an array. Arrays are views of the mapped f
 import io
 import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -148,8 +149,18 @@ class _Unpickler(pickle.Unpickler):
         raise RunError("its pickle refers to something that is no storage of a tensor")
 
 
+def _check_places(file: Any) -> None:
+    """Refuses a pickle that remembers a value in a place out of all order: room is made for all places below it."""
+    start = file.tell()
+    for count, (opcode, place, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(place, int) and place > count:
+            raise RunError(f"its pickle is damaged: it asks for {place:,} places in memory")
+    file.seek(start)
+
+
 def _unpickle(file: Any) -> Any:
     try:
+        _check_places(file)
         return _Unpickler(file).load()
     except RunError:
         raise

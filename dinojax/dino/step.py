@@ -1,7 +1,7 @@
 """One step of self-supervised pre-training: student and teacher forward, losses, AdamW, moving average.
 
-Shapes: B images, V = 2 global and L local crops of each, N patches of a global crop, M masked patches at most in each of
-G groups, K prototypes, D width. Batches are image-major, so that spreading them over devices keeps an image's crops
+Shapes: B images, V = 2 global and L local crops of each, N patches of a global crop, M masked patches at most in each
+of G groups, K prototypes, D width. Batches are image-major, so that spreading them over devices keeps an image's crops
 together; no loss depends on the order of images.
 """
 
@@ -34,8 +34,8 @@ class Batch(TypedDict):
     """float32 [B, 2, S, S, C], normalised."""
     locals: jax.Array
     """float32 [B, L, s, s, C], normalised."""
-    masks: jax.Array
-    """bool [B, 2, N]; patches of the global crops that the student does not see."""
+    masks: jax.Array | None
+    """bool [B, 2, N]; patches of the global crops that the student does not see. None without the iBOT term."""
 
 
 @jax.tree_util.register_dataclass
@@ -90,8 +90,9 @@ def make_optimizer(
     params: Params, depth: int, schedules: Schedules, optim: OptimConfig, frozen_steps: int
 ) -> optax.GradientTransformation:
     """AdamW with the published parameter groups: layer-wise decay in the backbone, none in the head."""
-    backbone = multipliers(tree.subtree("backbone", params), layer_decay(depth, optim.layer_decay, optim.patch_embed_lr))
-    rates = tree.prefixed("backbone", backbone) | {path: 1.0 for path in params if path.startswith("dino_head.")}
+    table = layer_decay(depth, optim.layer_decay, optim.patch_embed_lr)
+    rates = tree.prefixed("backbone", multipliers(tree.subtree("backbone", params), table))
+    rates |= {path: 1.0 for path in params if path.startswith("dino_head.")}
     return adamw(
         schedules.lr,
         schedules.weight_decay,
@@ -153,7 +154,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         temperature = at(schedules.teacher_temp, state.step)
-        packed = _pack(batch["masks"], masked_bound, groups) if loss.ibot_weight else None
+        masks = batch["masks"]
+        packed = None if masks is None else _pack(masks, masked_bound, groups)
         targets = _teacher_targets(graphs, state, batch, packed, temperature, loss)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -254,7 +256,7 @@ def _student_loss(
     head = tree.merge(graphs.head, tree.subtree("dino_head", student))
     images, views, locals_ = len(batch["globals"]), batch["globals"].shape[1], batch["locals"].shape[1]
     global_key, local_key = jax.random.split(key)
-    masks = None if packed is None else rearrange(batch["masks"], "b v n -> (b v) n")
+    masks = None if batch["masks"] is None else rearrange(batch["masks"], "b v n -> (b v) n")
     global_crops = rearrange(batch["globals"], "b v h w c -> (b v) h w c")
     features = backbone(global_crops, masks, train=True, key=global_key)
 

@@ -45,7 +45,7 @@ class LayerScale(nnx.Module):
     """Multiplies by a learned vector (Touvron et al. 2021, arXiv 2103.17239)."""
 
     def __init__(self, width: int, initial: float) -> None:
-        self.gamma = nnx.Param(jnp.full((width,), initial))
+        self.gamma = nnx.Param(jnp.full((width,), initial, jnp.float32))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x * self.gamma[...]

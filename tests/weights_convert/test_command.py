@@ -132,6 +132,7 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ([source, tmp_path / "model", "--heads", "0"], "must be 1 or more"),
         ([source, tmp_path / "model", "--to", "hf"], "unrecognized arguments"),
         ([source], "DST"),
+        ([source, ".", "--heads", "2"], "is the current directory"),
         ([source, taken, "--heads", "2"], f"{taken} exists already"),
     ]:
         assert main(list(map(str, argv))) == 2

@@ -256,3 +256,10 @@ def test_two_tensors_of_one_name_are_refused(tmp_path: Path) -> None:
     path = torch_files.write(tmp_path / "x.pth", torch_files.pickled({"a.b": one, "a": {"b": one}}), {"0": bytes(8)})
     with pytest.raises(RunError, match=r"two tensors are called a\.b"):
         readers.read(path)
+
+
+def test_a_pickle_cannot_claim_all_memory(tmp_path: Path) -> None:
+    # Remembering an empty dict in place 2**32 - 1 would make room for twice as many pointers.
+    path = torch_files.write(tmp_path / "x.pth", b"\x80\x02}r\xff\xff\xff\xff.", {})
+    with pytest.raises(RunError, match="4,294,967,295 places"):
+        readers.read(path)

@@ -1,0 +1,41 @@
+"""Geometry of fine-tuning and evaluation images, on the host: MediDino's (2024), in the order of its code."""
+
+from typing import Any
+
+import numpy as np
+
+from dinojax.augment import geometry
+from dinojax.config import AugmentConfig
+
+Element = dict[str, Any]
+
+
+def train_transform(element: Element, rng: np.random.Generator, size: int, config: AugmentConfig) -> Element:
+    """Resize, rotation, horizontal flip, random resized crop, shear along x, shift.
+
+    Resizing is bilinear and to a square; rotation, shear and shift take the nearest neighbour and fill with zeros,
+    torchvision's defaults.
+
+    Args:
+      element: `image` uint8 [H, W, C], `label` and `index`.
+      rng: makes the draws, always the same number before the crop.
+      size: side of the result, in pixels.
+      config: ranges.
+
+    Returns:
+      `image` uint8 [size, size, C], `label` and `index`.
+    """
+    image = geometry.resize(element["image"], (size, size), geometry.BILINEAR)
+    image = geometry.rotate(image, rng.uniform(-config.rotation, config.rotation))
+    if rng.random() < config.horizontal_flip:
+        image = geometry.horizontal_flip(image)
+    image = geometry.random_resized_crop(rng, image, size, config.scale, resample=geometry.BILINEAR)
+    image = geometry.shear(image, rng.uniform(-config.shear, config.shear))
+    reach = config.shift * size
+    right, down = (round(rng.uniform(-reach, reach)) for _ in range(2))
+    return {**element, "image": geometry.shift(image, right, down)}
+
+
+def eval_transform(element: Element, size: int) -> Element:
+    """The image resized, bilinearly and to a square, to uint8 [size, size, C]; the rest of the element as it is."""
+    return {**element, "image": geometry.resize(element["image"], (size, size), geometry.BILINEAR)}

@@ -1,0 +1,188 @@
+"""Intensities on the device: one float32 image [H, W, C] in [0, 1], C 1 or 3; vmapped under jit.
+
+The operations are those of PIL and torchvision that DINOv2's published augmentation uses, without the rounding to
+8 bits between them: within 2 grey levels of them (hue 4). On grey images saturation, hue and grayscale change nothing and are left out
+of the program; so is whatever has probability 0.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+# ITU-R 601-2, PIL's conversion to grey.
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def luminance(image: jax.Array) -> jax.Array:
+    """[H, W, 3] to [H, W, 1]; a grey image is returned as it is."""
+    if image.shape[-1] == 1:
+        return image
+    red, green, blue = (weight * image[..., i : i + 1] for i, weight in enumerate(_LUMINANCE))
+    return red + green + blue
+
+
+def to_grayscale(image: jax.Array) -> jax.Array:
+    """Luminance in every channel."""
+    return jnp.broadcast_to(luminance(image), image.shape)
+
+
+def _blend(image: jax.Array, base: jax.Array | float, factor: jax.typing.ArrayLike) -> jax.Array:
+    """PIL's enhancement: away from `base` (factor > 1) or towards it (factor < 1)."""
+    return jnp.clip(base + factor * (image - base), 0, 1)
+
+
+def _mean_grey(grey: jax.Array) -> jax.Array:
+    """The mean grey level, rounded to 8 bits as PIL's contrast has it."""
+    return jnp.floor(grey.mean() * 255 + 0.5) / 255
+
+
+def adjust_brightness(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
+    """0 is black, 1 the image."""
+    return _blend(image, 0.0, factor)
+
+
+def adjust_contrast(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
+    """0 is the image's mean grey level, 1 the image."""
+    return _blend(image, _mean_grey(luminance(image)), factor)
+
+
+def adjust_saturation(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
+    """0 is grey, 1 the image; a grey image stays as it is."""
+    return _blend(image, luminance(image), factor)
+
+
+def adjust_hue(image: jax.Array, turn: jax.typing.ArrayLike) -> jax.Array:
+    """Turns the hue by `turn` of the circle, -0.5 to 0.5, in steps of 1/255 as PIL; a grey image stays."""
+    if image.shape[-1] == 1:
+        return image
+    value, low = image.max(-1), image.min(-1)
+    chroma = value - low
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    difference, third = jnp.where(value == green, blue - red, red - green), jnp.where(value == green, 2, 4)
+    difference, third = jnp.where(value == red, green - blue, difference), jnp.where(value == red, 0, third)
+    sixths = third + difference / jnp.where(chroma > 0, chroma, 1)
+    # PIL cuts hue and saturation off to 8 bits: half a step less on average, and this keeps within half a step of it.
+    steps = jnp.mod(sixths / 6, 1) * 255 - 0.5 + jnp.trunc(turn * 255.0)
+    sixths = jnp.mod(steps, 256) * (6 / 255)
+    chroma = jnp.maximum(chroma - value * (0.5 / 255), 0)
+
+    def channel(offset: int) -> jax.Array:
+        # Closed form of HSV to RGB: a trapezium along the circle, shifted for each channel.
+        k = jnp.mod(offset + sixths, 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], -1)
+
+
+def solarize(image: jax.Array) -> jax.Array:
+    """Inverts what is at level 128 of 255 or above."""
+    return jnp.where(image > 127.5 / 255, 1 - image, image)
+
+
+def gaussian_blur(image: jax.Array, sigma: jax.typing.ArrayLike) -> jax.Array:
+    """Kernel of 9 pixels, border reflected (the border pixel itself not repeated); `sigma` in pixels, may be traced.
+
+    The image must measure 5 pixels or more each way.
+    """
+    weights = jnp.exp(-0.5 * (jnp.arange(5) / sigma) ** 2)
+    weights /= weights[0] + 2 * weights[1:].sum()
+    for axis in (0, 1):
+        length = image.shape[axis]
+        padded = jnp.pad(image, [(4, 4) if i == axis else (0, 0) for i in range(3)], mode="reflect")
+
+        def shifted(by: int, padded: jax.Array = padded, axis: int = axis, length: int = length) -> jax.Array:
+            return jax.lax.slice_in_dim(padded, 4 + by, 4 + by + length, axis=axis)
+
+        image = weights[0] * shifted(0) + sum(weights[k] * (shifted(-k) + shifted(k)) for k in range(1, 5))
+    return image
+
+
+def color_jitter(
+    image: jax.Array, key: jax.Array, brightness: float, contrast: float, saturation: float, hue: float
+) -> jax.Array:
+    """torchvision's `ColorJitter`: the four operations in random order.
+
+    Args:
+      image: float32 [H, W, C].
+      key: draws the order, and factors from 1 ± brightness, contrast, saturation (0 at least) and ± hue.
+    """
+    order_key, factor_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, 4)  # what happens first, second, ...: 0 to 2 in this order, 3 hue
+    spans = jnp.array([brightness, contrast, saturation])
+    draws = jax.random.uniform(factor_key, (4,), minval=-1.0)
+    factors = jnp.maximum(1 + spans * draws[:3], 0)
+    if image.shape[-1] == 1:
+        # Of the order of four, only which of these two comes first is left.
+        first = jnp.argmin(jnp.where(order < 2, jnp.arange(4), 4))
+        contrast_first = order[first] == 1
+        image = _blend(image, jnp.where(contrast_first, _mean_grey(image), 0), factors[contrast_first.astype(int)])
+        return _blend(image, jnp.where(contrast_first, 0, _mean_grey(image)), factors[1 - contrast_first.astype(int)])
+    hue_at = jnp.argmax(order == 3)
+    # Under vmap all branches are computed. Hue, the dearest, is computed once; the three others, which are all blends,
+    # have their slots before and after it, idle (factor 1) on the side where they are not.
+    for slot in range(3):
+        image = _blend_slot(image, order[slot], factors, slot < hue_at)
+    image = adjust_hue(image, hue * draws[3])
+    for slot in range(1, 4):
+        image = _blend_slot(image, order[slot], factors, slot > hue_at)
+    return image
+
+
+def _blend_slot(image: jax.Array, operation: jax.Array, factors: jax.Array, active: jax.Array) -> jax.Array:
+    """Brightness (0), contrast (1) or saturation (2), by number."""
+    grey = luminance(image)
+    base = jnp.where(operation == 0, 0, jnp.where(operation == 1, _mean_grey(grey), grey))
+    return _blend(image, base, jnp.where(active, factors[jnp.minimum(operation, 2)], 1))
+
+
+def augment(
+    image: jax.Array,
+    key: jax.Array,
+    *,
+    jitter: float = 0.8,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.2,
+    hue: float = 0.1,
+    grayscale: float = 0.2,
+    blur: float = 0.0,
+    blur_sigma: tuple[float, float] = (0.1, 2.0),
+    solarization: float = 0.0,
+) -> jax.Array:
+    """One view's intensities: colour jitter, grayscale, blur, solarisation, in this order (DINOv2, section 5 and code).
+
+    Args:
+      image: float32 [H, W, C] in [0, 1].
+      key: makes all draws.
+      jitter, grayscale, blur, solarization: probabilities that each is applied.
+      brightness, contrast, saturation, hue: see `color_jitter`.
+      blur_sigma: range of the blur's sigma, in pixels.
+    """
+    jitter_key, sigma_key, chance_key = jax.random.split(key, 3)
+    chances = jax.random.uniform(chance_key, (4,))
+    colour = image.shape[-1] == 3
+    if jitter > 0:
+        jittered = color_jitter(image, jitter_key, brightness, contrast, saturation, hue)
+        image = jnp.where(chances[0] < jitter, jittered, image)
+    if grayscale > 0 and colour:
+        image = jnp.where(chances[1] < grayscale, to_grayscale(image), image)
+    if blur > 0:
+        sigma = jax.random.uniform(sigma_key, minval=blur_sigma[0], maxval=blur_sigma[1])
+        image = jnp.where(chances[2] < blur, gaussian_blur(image, sigma), image)
+    if solarization > 0:
+        image = jnp.where(chances[3] < solarization, solarize(image), image)
+    return image
+
+
+def normalize(image: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """(image - mean) / std per channel that the model reads.
+
+    Args:
+      image: float32 [..., C] in [0, 1]. Grey is repeated for a model of three channels; colour becomes luminance for
+        one of one.
+      mean, std: one number a channel of the model.
+    """
+    if len(mean) == 1:
+        image = luminance(image)
+    return (image - jnp.asarray(mean)) / jnp.asarray(std)

@@ -1,0 +1,113 @@
+"""DINOv2's views of an image: crops on the host (uint8), intensities on the device (float32)."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dinojax.augment import geometry, intensity
+from dinojax.config import CropsConfig, PhotometryConfig
+
+
+def multicrop(element: Mapping[str, Any], rng: np.random.Generator, config: CropsConfig) -> dict[str, Any]:
+    """Cuts two global and `config.locals` local views, each flipped by chance (DINOv2, section 5; host).
+
+    Args:
+      element: `image` uint8 [H, W, C] and `index`.
+      rng: makes all draws.
+      config: sizes in pixels, scales as shares of the image's area, probabilities of the flips.
+
+    Returns:
+      `globals` uint8 [2, S, S, C], `locals` uint8 [L, s, s, C] and `index`.
+    """
+    image = element["image"]
+    return {
+        "globals": _views(image, rng, 2, config.global_size, config.global_scale, config),
+        "locals": _views(image, rng, config.locals, config.local_size, config.local_scale, config),
+        "index": element["index"],
+    }
+
+
+def _views(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    scale: tuple[float, float],
+    config: CropsConfig,
+) -> np.ndarray:
+    height, width, channels = image.shape
+    views = np.empty((count, size, size, channels), np.uint8)
+    pil = geometry.to_pil(image)  # once for all views
+    for view in views:
+        crop = geometry.to_array(geometry.cut(pil, geometry.crop_box(rng, height, width, scale), size))
+        if rng.random() < config.horizontal_flip:
+            crop = geometry.horizontal_flip(crop)
+        if rng.random() < config.vertical_flip:
+            crop = geometry.vertical_flip(crop)
+        view[:] = crop
+    return views
+
+
+def augment_views(
+    batch: Mapping[str, jax.Array],
+    key: jax.Array,
+    photometry: PhotometryConfig,
+    mean: Sequence[float],
+    std: Sequence[float],
+    channels: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Intensities of all views of a batch, and their normalisation; to be called under jit.
+
+    A view's draws are a function of (key, place of its image, number of the view): where in the batch, or on which
+    device, an image is processed changes nothing.
+
+    Args:
+      batch: `globals` uint8 [B, 2, S, S, C], `locals` uint8 [B, L, s, s, C], `place` int32 [B]; C 1 or 3.
+      key: the run's.
+      photometry: static under jit.
+      mean, std: the model's preprocessing, one number a channel.
+      channels: C of the model. Grey images are repeated at the end, so that all before costs a third; colour images
+        become luminance for a model of one channel.
+
+    Returns:
+      float32 [B, 2, S, S, channels] and [B, L, s, s, channels].
+
+    Raises:
+      ValueError: `mean` or `std` is not of `channels` numbers.
+    """
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"mean {mean} and std {std} are not of {channels} channels")
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
+
+    def one(
+        image: jax.Array, image_key: jax.Array, number: jax.Array, *, blur: float, solarization: float = 0.0
+    ) -> jax.Array:
+        augmented = intensity.augment(
+            image.astype(jnp.float32) / 255,
+            jax.random.fold_in(image_key, number),
+            jitter=photometry.jitter,
+            brightness=photometry.brightness,
+            contrast=photometry.contrast,
+            saturation=photometry.saturation,
+            hue=photometry.hue,
+            grayscale=photometry.grayscale,
+            blur=blur,
+            blur_sigma=photometry.blur_sigma,
+            solarization=solarization,
+        )
+        return intensity.normalize(augmented, mean, std)
+
+    def views(images: jax.Array, first: int, **chances: float) -> jax.Array:
+        view = functools.partial(one, **chances)
+        numbers = first + jnp.arange(images.shape[1])
+        return jax.vmap(jax.vmap(view, in_axes=(0, None, 0)), in_axes=(0, 0, None))(images, keys, numbers)
+
+    first = views(batch["globals"][:, :1], 0, blur=photometry.blur_global1)
+    second = views(
+        batch["globals"][:, 1:], 1, blur=photometry.blur_global2, solarization=photometry.solarize_global2
+    )
+    return jnp.concatenate([first, second], 1), views(batch["locals"], 2, blur=photometry.blur_local)

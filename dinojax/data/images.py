@@ -1,0 +1,166 @@
+"""Decodes image files to uint8, and looks through their headers before a run begins."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from dinojax.data.records import Records
+from dinojax.errors import RunError
+
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+
+
+class BadFile(RunError):
+    """An image file that cannot be read. The message names it, its row in the manifest, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Headers:
+    """What the headers of a data set say.
+
+    Attributes:
+      checked: how many files were looked at.
+      grey, colour: how many of them have one channel, and three.
+      sixteen_bits: how many of the grey ones have 16 bits a pixel.
+      smallest, largest: (width, height) in pixels, by area; (0, 0) if none was readable.
+      bad: (path as in the records, reason) of the files that cannot be read.
+    """
+
+    checked: int
+    grey: int
+    colour: int
+    sixteen_bits: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    bad: tuple[tuple[str, str], ...]
+
+    @property
+    def channels(self) -> Literal[1, 3]:
+        """1 if every file is grey, so that one channel stays one channel; else 3."""
+        return 3 if self.colour else 1
+
+    def summary(self) -> str:
+        """One line for the run's log."""
+        parts = [f"{self.checked} headers checked: {self.grey} grey, {self.colour} RGB"]
+        if self.checked > len(self.bad):
+            parts.append("{}×{} to {}×{} pixels".format(*self.smallest, *self.largest))
+        if self.sixteen_bits:
+            parts.append(f"{self.sixteen_bits} of 16 bits, scaled from 0..65535")
+        if self.bad:
+            parts.append(f"{len(self.bad)} unreadable and left out")
+        return "; ".join(parts)
+
+
+def decode(path: Path, frame: int | None = None) -> np.ndarray:
+    """Reads one image file.
+
+    Grey files (1, 8 or 16 bits, with or without alpha) keep one channel; 16 bits are scaled by their full range,
+    round(value / 257), whatever the file's brightest pixel, so that files of one set stay comparable. Everything else,
+    palettes and CMYK included, becomes RGB. Alpha is dropped.
+
+    Args:
+      path: a file that Pillow reads.
+      frame: number of the frame, from 0, in a file of several.
+
+    Returns:
+      uint8 [H, W, 1] or [H, W, 3].
+
+    Raises:
+      BadFile: it cannot be read, has several frames and none was named, or has 32 bits a pixel.
+    """
+    with _named(path), Image.open(path) as image:
+        mode = _select(image, frame)
+        if mode in _SIXTEEN_BITS:
+            wide = np.asarray(image).astype(np.uint32)
+            return ((wide + 128) // 257).astype(np.uint8)[:, :, None]
+        if mode in _GREY:
+            return np.asarray(image if mode == "L" else image.convert("L"))[:, :, None]
+        return np.asarray(image if mode == "RGB" else image.convert("RGB"))
+
+
+def check_headers(
+    records: Records,
+    limit: int = 10_000,
+    on_bad_file: Literal["stop", "skip"] = "stop",
+    threads: int = 8,
+) -> tuple[Records, Headers]:
+    """Opens files without decoding them: size, mode and, where the format has them, checksums.
+
+    Args:
+      records: the images; of more than `limit` an evenly spaced choice is looked at.
+      limit: how many files at most.
+      on_bad_file: 'skip' leaves unreadable files out of the records that come back, and lists them in the headers.
+      threads: how many files to open at a time.
+
+    Raises:
+      RunError: files are unreadable, and `on_bad_file` is 'stop'; or no file is readable.
+    """
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).astype(int))
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda index: _header(records.file(index), records.frames[index]), chosen))
+    bad = {int(index): reason for index, reason in zip(chosen, found, strict=True) if isinstance(reason, BadFile)}
+    if bad and (on_bad_file == "stop" or len(bad) == len(records)):
+        first = "; ".join(f"{_reason(error)}: {records.describe(index)}" for index, error in list(bad.items())[:3])
+        advice = "put them right, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
+        raise RunError(f"{len(bad)} of {len(chosen)} files looked at cannot be read ({first}); {advice}")
+    good = [header for header in found if not isinstance(header, BadFile)]
+    modes = Counter(mode for mode, _ in good)
+    sizes = sorted((size for _, size in good), key=lambda size: (size[0] * size[1], size))
+    headers = Headers(
+        checked=len(chosen),
+        grey=sum(modes[mode] for mode in _GREY),
+        colour=sum(modes[mode] for mode in _COLOUR),
+        sixteen_bits=sum(modes[mode] for mode in _SIXTEEN_BITS),
+        smallest=sizes[0] if sizes else (0, 0),
+        largest=sizes[-1] if sizes else (0, 0),
+        bad=tuple((records.paths[index], _reason(error)) for index, error in bad.items()),
+    )
+    kept = np.setdiff1d(np.arange(len(records)), list(bad))
+    return (records.take(kept) if bad else records), headers
+
+
+def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadFile:
+    try:
+        with _named(path), Image.open(path) as image:
+            mode, size = _select(image, frame), image.size
+            image.verify()
+    except BadFile as error:
+        return error
+    return mode, size
+
+
+def _select(image: Image.Image, frame: int | None) -> str:
+    """Goes to the frame and returns the mode of its pixels."""
+    frames = getattr(image, "n_frames", 1)
+    if frame is not None:
+        image.seek(frame)
+    elif frames > 1:
+        raise ValueError(f"has {frames} frames; list them in a manifest with a column frame")
+    if image.mode not in _GREY + _COLOUR:
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}; save them with 8 or 16 bits")
+    return image.mode
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error
+        raise BadFile(f"cannot read {path}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _reason(error: BadFile) -> str:
+    return _one_line(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)

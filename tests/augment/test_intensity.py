@@ -1,0 +1,115 @@
+"""Intensities against the published operations on PIL images."""
+
+import colorsys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dinojax.augment import intensity
+
+from tests import goldens_reader
+
+OPERATIONS = {
+    "brightness_1.3": lambda x: intensity.adjust_brightness(x, 1.3),
+    "contrast_0.7": lambda x: intensity.adjust_contrast(x, 0.7),
+    "saturation_1.2": lambda x: intensity.adjust_saturation(x, 1.2),
+    "hue_0.07": lambda x: intensity.adjust_hue(x, 0.07),
+    "hue_-0.1": lambda x: intensity.adjust_hue(x, -0.1),
+    "grayscale": intensity.to_grayscale,
+    "solarize_128": intensity.solarize,
+    "blur_0.5": lambda x: intensity.gaussian_blur(x, 0.5),
+    "blur_1.0": lambda x: intensity.gaussian_blur(x, 1.0),
+    "blur_2.0": lambda x: intensity.gaussian_blur(x, 2.0),
+}
+
+
+@pytest.fixture(scope="module")
+def goldens() -> dict[str, np.ndarray]:
+    return goldens_reader.load("image_ops.npz")
+
+
+def noise(channels: int, seed: int = 0) -> jax.Array:
+    return jax.random.uniform(jax.random.key(seed), (24, 20, channels))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_golden(name, goldens):
+    image = jnp.asarray(goldens["image"], jnp.float32) / 255
+    levels = np.abs(np.asarray(jax.jit(OPERATIONS[name])(image)) * 255 - goldens[name])
+    most, mean = (4, 1.5) if name.startswith("hue") else (2, 0.75)
+    assert levels.max() <= most
+    assert levels.mean() <= mean
+
+
+def test_one_channel_is_what_three_equal_ones_are():
+    grey = noise(1)
+    colour = jnp.repeat(grey, 3, 2)
+    for name, operation in OPERATIONS.items():
+        np.testing.assert_allclose(jnp.repeat(operation(grey), 3, 2), operation(colour), atol=0.003, err_msg=name)
+
+
+def test_whole_turn_of_hue_is_within_pils_rounding():
+    image = noise(3)
+    assert np.abs(intensity.adjust_hue(image, 1.0) - image).max() < 7 / 255
+
+
+def test_hue_of_one_colour_follows_colorsys():
+    turned = intensity.adjust_hue(jnp.full((5, 5, 3), jnp.array([0.9, 0.3, 0.2])), 0.25)[0, 0]
+    hue, saturation, value = colorsys.rgb_to_hsv(0.9, 0.3, 0.2)
+    np.testing.assert_allclose(turned, colorsys.hsv_to_rgb(hue + 0.25, saturation, value), atol=4 / 255)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_takes_every_order_and_no_other(channels):
+    """Each key's result is that of one of the orders, done by hand; over many keys all of them occur."""
+    image, spans = noise(channels), (0.4, 0.4, 0.2, 0.1)
+    jitter = jax.jit(lambda key: intensity.color_jitter(image, key, *spans))
+    seen = set()
+    for seed in range(40):
+        key = jax.random.key(seed)
+        order_key, factor_key = jax.random.split(key)
+        order = tuple(int(i) for i in jax.random.permutation(order_key, 4))
+        draws = jax.random.uniform(factor_key, (4,), minval=-1.0)
+        expected = image
+        for operation in order:
+            expected = [
+                lambda x, f=1 + 0.4 * draws[0]: intensity.adjust_brightness(x, f),
+                lambda x, f=1 + 0.4 * draws[1]: intensity.adjust_contrast(x, f),
+                lambda x, f=1 + 0.2 * draws[2]: intensity.adjust_saturation(x, f),
+                lambda x, f=0.1 * draws[3]: intensity.adjust_hue(x, f),
+            ][operation](expected)
+        # One step of the hue's 8 bits, or of the mean's, may fall to the other side.
+        assert np.abs(jitter(key) - expected).mean() < 1e-3
+        seen.add(order)
+    assert len(seen) > 12
+
+
+def test_probabilities_are_those_that_take_effect():
+    image = noise(3)
+    views = jax.jit(
+        jax.vmap(lambda key: intensity.augment(image, key, jitter=0.0, grayscale=0.2, blur=0.0, solarization=0.5))
+    )(jax.random.split(jax.random.key(1), 2000))
+    grey = np.asarray(jnp.ptp(views, axis=-1).max((1, 2)) < 1e-6)
+    solarized = np.asarray(views.max((1, 2, 3)) < 0.51)
+    assert abs(grey.mean() - 0.2) < 0.04
+    assert abs(solarized.mean() - 0.5) < 0.05
+    assert abs((grey & solarized).mean() - 0.1) < 0.03
+
+
+@pytest.mark.parametrize(("blur", "share"), [(0.0, 0.0), (0.9, 0.9)])
+def test_blur_probability_is_the_effective_one(blur, share):
+    image = noise(1)
+    keys = jax.random.split(jax.random.key(2), 500)
+    views = jax.vmap(lambda key: intensity.augment(image, key, jitter=0.0, blur=blur, blur_sigma=(1.0, 2.0)))(keys)
+    assert abs(np.mean(np.abs(views - image).max((1, 2, 3)) > 0) - share) < 0.05
+
+
+def test_normalize_repeats_grey_and_takes_the_luminance_of_colour():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    grey, colour = noise(1), noise(3)
+    np.testing.assert_allclose(
+        intensity.normalize(grey, mean, std), (np.repeat(grey, 3, 2) - np.array(mean)) / np.array(std), rtol=1e-5
+    )
+    expected = (np.asarray(colour) @ np.array([0.299, 0.587, 0.114]) - 0.4) / 0.2
+    np.testing.assert_allclose(intensity.normalize(colour, (0.4,), (0.2,))[..., 0], expected, atol=1e-5)
