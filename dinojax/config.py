@@ -275,8 +275,8 @@ def parse(config: type[T], arguments: Sequence[str], verb: str, *, positional: b
     return config(**{field.name: values[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
 
 
-# Where a run lies and what it may overlook is not part of what it computes.
-_NOT_COMPARED = ("out", "accept_changes")
+# Where a run lies, how many threads feed it and what it may overlook are no part of what it computes.
+_NOT_COMPARED = ("out", "accept_changes", "threads", "on_bad_file")
 
 
 def flatten(config: object) -> dict[str, Any]:

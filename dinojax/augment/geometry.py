@@ -71,7 +71,8 @@ def random_resized_crop(
     resample: Image.Resampling = BICUBIC,
 ) -> np.ndarray:
     """A box drawn by `crop_box`, resized to uint8 [size, size, C]."""
-    box = crop_box(rng, *image.shape[:2], scale, ratio)
+    height, width = image.shape[:2]
+    box = crop_box(rng, height, width, scale, ratio)
     return to_array(cut(to_pil(image), box, size, resample))
 
 

@@ -1,8 +1,9 @@
-"""Intensities on the device: one float32 image [H, W, C] in [0, 1], C 1 or 3; vmapped under jit.
+"""Intensities on the device: one float32 image [C, H, W] in [0, 1], C 1 or 3; vmapped under jit.
 
 The operations are those of PIL and torchvision that DINOv2's published augmentation uses, without the rounding to
-8 bits between them: within 2 grey levels of them (hue 4). On grey images saturation, hue and grayscale change nothing and are left out
-of the program; so is whatever has probability 0.
+8 bits between them: within 2 grey levels of them (hue 4). On grey images saturation, hue and grayscale change nothing
+and are left out of the program; so is whatever has probability 0. Channels stand first, as whole planes: on a CPU
+interleaved ones cost several times as much.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def luminance(image: jax.Array) -> jax.Array:
-    """[H, W, 3] to [H, W, 1]; a grey image is returned as it is."""
-    if image.shape[-1] == 1:
+    """[3, H, W] to [1, H, W]; a grey image is returned as it is."""
+    if image.shape[0] == 1:
         return image
-    red, green, blue = (weight * image[..., i : i + 1] for i, weight in enumerate(_LUMINANCE))
+    red, green, blue = (weight * image[i : i + 1] for i, weight in enumerate(_LUMINANCE))
     return red + green + blue
 
 
@@ -54,25 +55,30 @@ def adjust_saturation(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Arr
 
 def adjust_hue(image: jax.Array, turn: jax.typing.ArrayLike) -> jax.Array:
     """Turns the hue by `turn` of the circle, -0.5 to 0.5, in steps of 1/255 as PIL; a grey image stays."""
-    if image.shape[-1] == 1:
+    if image.shape[0] == 1:
         return image
-    value, low = image.max(-1), image.min(-1)
+    value, low = image.max(0), image.min(0)
     chroma = value - low
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    red, green, blue = image
     difference, third = jnp.where(value == green, blue - red, red - green), jnp.where(value == green, 2, 4)
     difference, third = jnp.where(value == red, green - blue, difference), jnp.where(value == red, 0, third)
     sixths = third + difference / jnp.where(chroma > 0, chroma, 1)
     # PIL cuts hue and saturation off to 8 bits: half a step less on average, and this keeps within half a step of it.
-    steps = jnp.mod(sixths / 6, 1) * 255 - 0.5 + jnp.trunc(turn * 255.0)
-    sixths = jnp.mod(steps, 256) * (6 / 255)
+    steps = _wrap(sixths, 6) * (255 / 6) - 0.5 + jnp.trunc(turn * 255.0)
+    sixths = _wrap(steps, 256) * (6 / 255)
     chroma = jnp.maximum(chroma - value * (0.5 / 255), 0)
 
     def channel(offset: int) -> jax.Array:
         # Closed form of HSV to RGB: a trapezium along the circle, shifted for each channel.
-        k = jnp.mod(offset + sixths, 6)
+        k = _wrap(offset + sixths, 6)
         return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
-    return jnp.stack([channel(5), channel(3), channel(1)], -1)
+    return jnp.stack([channel(5), channel(3), channel(1)])
+
+
+def _wrap(x: jax.Array, period: int) -> jax.Array:
+    """`x % period` to float32's rounding; the exact remainder takes ten times as long on a CPU."""
+    return x - period * jnp.floor(x * (1 / period))
 
 
 def solarize(image: jax.Array) -> jax.Array:
@@ -87,15 +93,20 @@ def gaussian_blur(image: jax.Array, sigma: jax.typing.ArrayLike) -> jax.Array:
     """
     weights = jnp.exp(-0.5 * (jnp.arange(5) / sigma) ** 2)
     weights /= weights[0] + 2 * weights[1:].sum()
-    for axis in (0, 1):
+    image = _computed(image)
+    for axis in (1, 2):
         length = image.shape[axis]
-        padded = jnp.pad(image, [(4, 4) if i == axis else (0, 0) for i in range(3)], mode="reflect")
-
-        def shifted(by: int, padded: jax.Array = padded, axis: int = axis, length: int = length) -> jax.Array:
-            return jax.lax.slice_in_dim(padded, 4 + by, 4 + by + length, axis=axis)
-
-        image = weights[0] * shifted(0) + sum(weights[k] * (shifted(-k) + shifted(k)) for k in range(1, 5))
+        border = [(4, 4) if i == axis else (0, 0) for i in range(3)]
+        padded = _computed(jnp.pad(image, border, mode="reflect"))
+        taps = [jax.lax.slice_in_dim(padded, k, k + length, axis=axis) for k in range(9)]
+        pairs = (weights[k] * (taps[4 - k] + taps[4 + k]) for k in range(1, 5))
+        image = _computed(weights[0] * taps[4] + sum(pairs))
     return image
+
+
+def _computed(image: jax.Array) -> jax.Array:
+    """Keeps XLA from computing an image again for each of its uses, 50 times slower for the taps of a blur."""
+    return jax.lax.optimization_barrier(image)
 
 
 def color_jitter(
@@ -104,36 +115,35 @@ def color_jitter(
     """torchvision's `ColorJitter`: the four operations in random order.
 
     Args:
-      image: float32 [H, W, C].
+      image: float32 [C, H, W].
       key: draws the order, and factors from 1 ± brightness, contrast, saturation (0 at least) and ± hue.
     """
-    order_key, factor_key = jax.random.split(key)
-    order = jax.random.permutation(order_key, 4)  # what happens first, second, ...: 0 to 2 in this order, 3 hue
-    spans = jnp.array([brightness, contrast, saturation])
-    draws = jax.random.uniform(factor_key, (4,), minval=-1.0)
-    factors = jnp.maximum(1 + spans * draws[:3], 0)
-    if image.shape[-1] == 1:
+    draws = jax.random.uniform(key, (8,))
+    moments, strengths = draws[:4], 2 * draws[4:] - 1
+    factors = jnp.maximum(1 + jnp.array([brightness, contrast, saturation]) * strengths[:3], 0)
+    if image.shape[0] == 1:
         # Of the order of four, only which of these two comes first is left.
-        first = jnp.argmin(jnp.where(order < 2, jnp.arange(4), 4))
-        contrast_first = order[first] == 1
-        image = _blend(image, jnp.where(contrast_first, _mean_grey(image), 0), factors[contrast_first.astype(int)])
-        return _blend(image, jnp.where(contrast_first, 0, _mean_grey(image)), factors[1 - contrast_first.astype(int)])
-    hue_at = jnp.argmax(order == 3)
+        contrast_first = (moments[1] < moments[0]).astype(int)
+        for operation in (contrast_first, 1 - contrast_first):
+            image = _blend_by_number(image, operation, factors[operation])
+        return image
+    ranks = (moments[:, None] > moments).sum(1)
+    order = [jnp.argmax(ranks == rank) for rank in range(4)]
     # Under vmap all branches are computed. Hue, the dearest, is computed once; the three others, which are all blends,
     # have their slots before and after it, idle (factor 1) on the side where they are not.
-    for slot in range(3):
-        image = _blend_slot(image, order[slot], factors, slot < hue_at)
-    image = adjust_hue(image, hue * draws[3])
-    for slot in range(1, 4):
-        image = _blend_slot(image, order[slot], factors, slot > hue_at)
+    for rank in (0, 1, 2):
+        image = _blend_by_number(image, order[rank], jnp.where(rank < ranks[3], factors[order[rank]], 1))
+    image = _computed(adjust_hue(image, hue * strengths[3]))
+    for rank in (1, 2, 3):
+        image = _blend_by_number(image, order[rank], jnp.where(rank > ranks[3], factors[order[rank]], 1))
     return image
 
 
-def _blend_slot(image: jax.Array, operation: jax.Array, factors: jax.Array, active: jax.Array) -> jax.Array:
-    """Brightness (0), contrast (1) or saturation (2), by number."""
+def _blend_by_number(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
+    """Brightness (0), contrast (1) or saturation (2)."""
     grey = luminance(image)
     base = jnp.where(operation == 0, 0, jnp.where(operation == 1, _mean_grey(grey), grey))
-    return _blend(image, base, jnp.where(active, factors[jnp.minimum(operation, 2)], 1))
+    return _computed(_blend(image, base, factor))
 
 
 def augment(
@@ -153,22 +163,22 @@ def augment(
     """One view's intensities: colour jitter, grayscale, blur, solarisation, in this order (DINOv2, section 5 and code).
 
     Args:
-      image: float32 [H, W, C] in [0, 1].
+      image: float32 [C, H, W] in [0, 1].
       key: makes all draws.
       jitter, grayscale, blur, solarization: probabilities that each is applied.
       brightness, contrast, saturation, hue: see `color_jitter`.
       blur_sigma: range of the blur's sigma, in pixels.
     """
-    jitter_key, sigma_key, chance_key = jax.random.split(key, 3)
-    chances = jax.random.uniform(chance_key, (4,))
-    colour = image.shape[-1] == 3
+    jitter_key, own_key = jax.random.split(key)
+    *chances, width = jax.random.uniform(own_key, (5,))
+    colour = image.shape[0] == 3
     if jitter > 0:
         jittered = color_jitter(image, jitter_key, brightness, contrast, saturation, hue)
         image = jnp.where(chances[0] < jitter, jittered, image)
     if grayscale > 0 and colour:
         image = jnp.where(chances[1] < grayscale, to_grayscale(image), image)
     if blur > 0:
-        sigma = jax.random.uniform(sigma_key, minval=blur_sigma[0], maxval=blur_sigma[1])
+        sigma = blur_sigma[0] + width * (blur_sigma[1] - blur_sigma[0])
         image = jnp.where(chances[2] < blur, gaussian_blur(image, sigma), image)
     if solarization > 0:
         image = jnp.where(chances[3] < solarization, solarize(image), image)
@@ -179,10 +189,10 @@ def normalize(image: jax.Array, mean: Sequence[float], std: Sequence[float]) -> 
     """(image - mean) / std per channel that the model reads.
 
     Args:
-      image: float32 [..., C] in [0, 1]. Grey is repeated for a model of three channels; colour becomes luminance for
+      image: float32 [C, H, W] in [0, 1]. Grey is repeated for a model of three channels; colour becomes luminance for
         one of one.
       mean, std: one number a channel of the model.
     """
     if len(mean) == 1:
         image = luminance(image)
-    return (image - jnp.asarray(mean)) / jnp.asarray(std)
+    return (image - jnp.asarray(mean)[:, None, None]) / jnp.asarray(std)[:, None, None]

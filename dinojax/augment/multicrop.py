@@ -87,7 +87,7 @@ def augment_views(
         image: jax.Array, image_key: jax.Array, number: jax.Array, *, blur: float, solarization: float = 0.0
     ) -> jax.Array:
         augmented = intensity.augment(
-            image.astype(jnp.float32) / 255,
+            jnp.moveaxis(image, -1, 0).astype(jnp.float32) / 255,
             jax.random.fold_in(image_key, number),
             jitter=photometry.jitter,
             brightness=photometry.brightness,
@@ -99,7 +99,7 @@ def augment_views(
             blur_sigma=photometry.blur_sigma,
             solarization=solarization,
         )
-        return intensity.normalize(augmented, mean, std)
+        return jnp.moveaxis(intensity.normalize(augmented, mean, std), 0, -1)
 
     def views(images: jax.Array, first: int, **chances: float) -> jax.Array:
         view = functools.partial(one, **chances)
@@ -107,7 +107,5 @@ def augment_views(
         return jax.vmap(jax.vmap(view, in_axes=(0, None, 0)), in_axes=(0, 0, None))(images, keys, numbers)
 
     first = views(batch["globals"][:, :1], 0, blur=photometry.blur_global1)
-    second = views(
-        batch["globals"][:, 1:], 1, blur=photometry.blur_global2, solarization=photometry.solarize_global2
-    )
+    second = views(batch["globals"][:, 1:], 1, blur=photometry.blur_global2, solarization=photometry.solarize_global2)
     return jnp.concatenate([first, second], 1), views(batch["locals"], 2, blur=photometry.blur_local)

@@ -1,6 +1,8 @@
 """Decodes image files to uint8, and looks through their headers before a run begins."""
 
 import dataclasses
+import struct
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,17 @@ from dinojax.errors import RunError
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
+# What Pillow raises on damaged files.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -110,7 +123,9 @@ def check_headers(
     bad = {int(index): reason for index, reason in zip(chosen, found, strict=True) if isinstance(reason, BadFile)}
     if bad and (on_bad_file == "stop" or len(bad) == len(records)):
         first = "; ".join(f"{_reason(error)}: {records.describe(index)}" for index, error in list(bad.items())[:3])
-        advice = "put them right, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
+        advice = (
+            "put them right, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
+        )
         raise RunError(f"{len(bad)} of {len(chosen)} files looked at cannot be read ({first}); {advice}")
     good = [header for header in found if not isinstance(header, BadFile)]
     modes = Counter(mode for mode, _ in good)
@@ -154,7 +169,9 @@ def _select(image: Image.Image, frame: int | None) -> str:
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error
+    except (
+        Exception
+    ) as error:  # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error
         raise BadFile(f"cannot read {path}: {_one_line(error)}") from error
 
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 
 from dinojax.data import tables
 from dinojax.data.files import FORMATS, find_images
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
+
+T = TypeVar("T")
 
 _SPLIT_FOLDERS = {
     "train": "train",
@@ -71,8 +72,8 @@ class Records:
         place = np.full(len(self), -1)
         place[kept] = np.arange(len(kept))
 
-        def pick(values):
-            return None if values is None else tuple(values[i] for i in kept)
+        def pick(values: tuple[T, ...]) -> tuple[T, ...]:
+            return tuple(values[i] for i in kept)
 
         def renumber(indices: np.ndarray) -> np.ndarray:
             new = place[indices]
@@ -83,8 +84,8 @@ class Records:
             paths=pick(self.paths),
             frames=pick(self.frames),
             labels=None if self.labels is None else self.labels[kept],
-            patients=pick(self.patients),
-            splits=pick(self.splits),
+            patients=None if self.patients is None else pick(self.patients),
+            splits=None if self.splits is None else pick(self.splits),
             folds=tuple(Fold(renumber(f.train), renumber(f.val), renumber(f.test)) for f in self.folds),
             rows=pick(self.rows) if self.rows else (),
         )
@@ -140,7 +141,9 @@ def read_records(
         raise UsageError(f"--data {data}: TFDS data sets are not read; give a folder of images or a CSV manifest")
     if path.is_file():
         if path.suffix.lower() != ".csv":
-            raise UsageError(f"--data {data}: as a file, only a CSV manifest is read; give a folder of images or a .csv")
+            raise UsageError(
+                f"--data {data}: as a file, only a CSV manifest is read; give a folder of images or a .csv"
+            )
         records, names = _from_manifest(path, base or path.parent, labelled)
     elif not path.is_dir():
         raise UsageError(f"--data {data}: no such file or folder")
@@ -165,34 +168,42 @@ def _task(folder: Path) -> str:
     return folder.resolve().name or "data"
 
 
-def _from_manifest(path: Path, root: Path, labelled: bool) -> Found:
-    table = tables.read(path, root, labelled)
+def _from_rows(rows: list[tables.Row], root: Path, task: str) -> Found:
+    """The columns that all rows have."""
+    names, patients, splits = ([getattr(row, name) for row in rows] for name in ("label", "patient", "split"))
     records = Records(
         root,
-        paths=tuple(table["path"]),
-        frames=tuple(table["frame"]),
-        task=_task(path.parent) if path.name == "manifest.csv" else path.stem,
-        patients=tuple(table["patient_id"]) if "patient_id" in table else None,
-        splits=tuple(table["split"]) if "split" in table else None,
-        table=path,
-        rows=tuple(int(row) for row in table.index),
+        paths=tuple(row.path for row in rows),
+        frames=tuple(row.frame for row in rows),
+        task=task,
+        patients=None if None in patients else tuple(patients),
+        splits=None if None in splits else tuple(splits),
     )
-    return records, list(table["label"]) if labelled else None
+    return records, None if None in names else names
+
+
+def _from_manifest(path: Path, root: Path, labelled: bool) -> Found:
+    rows = tables.read(path, root, labelled)
+    task = _task(path.parent) if path.name == "manifest.csv" else path.stem
+    records, names = _from_rows(rows, root, task)
+    return dataclasses.replace(records, table=path, rows=tuple(row.number for row in rows)), names
 
 
 def _from_folds(folder: Path, root: Path) -> Found:
-    task, images, numbered = tables.read_folds(folder, root)
+    task, rows, numbered = tables.read_folds(folder, root)
+    records, names = _from_rows(rows, root, task)
     folds = tuple(Fold(train=parts["train"], val=parts["val"], test=parts["test"]) for parts in numbered)
-    patients = tuple(images["patient_id"]) if "patient_id" in images else None
-    records = Records(root, tuple(images["path"]), tuple(images["frame"]), task, patients=patients, folds=folds)
-    return records, list(images["label"])
+    return dataclasses.replace(records, folds=folds, splits=None), names
 
 
 def _from_folder(folder: Path, labelled: bool) -> Found:
     paths, ignored = find_images(folder)
     if not paths:
         there = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in sorted(ignored.items()))
-        raise UsageError(f"{folder}: no images found ({', '.join(FORMATS)}); " + (f"other files: {there}" if there else "it is empty"))
+        raise UsageError(
+            f"{folder}: no images found ({', '.join(FORMATS)}); "
+            + (f"other files: {there}" if there else "it is empty")
+        )
     records = Records(folder, tuple(paths), (None,) * len(paths), _task(folder), ignored=ignored)
     if not labelled:
         return records, None
@@ -236,9 +247,8 @@ def _patients(records: Records, group_regex: str) -> tuple[str, ...]:
     return tuple(match[1] for match in found if match)
 
 
-def _encode(names: Iterable[str], data: str, positive_class: str | None) -> tuple[tuple[str, ...], np.ndarray]:
-    names = list(names)
-    classes = sorted(Counter(names))
+def _encode(names: list[str], data: str, positive_class: str | None) -> tuple[tuple[str, ...], np.ndarray]:
+    classes = sorted(set(names))
     if len(classes) < 2:
         raise RunError(f"{data}: all {len(names)} images are of one class, {classes[0]!r}; at least two are needed")
     if positive_class is not None:
@@ -246,4 +256,5 @@ def _encode(names: Iterable[str], data: str, positive_class: str | None) -> tupl
             raise UsageError(f"--positive_class {positive_class}: the classes of {data} are {', '.join(classes)}")
         classes.remove(positive_class)
         classes.append(positive_class)
-    return tuple(classes), np.asarray(pd.Index(classes).get_indexer(pd.Index(names)), np.int32)
+    place = {name: i for i, name in enumerate(classes)}
+    return tuple(classes), np.array([place[name] for name in names], np.int32)

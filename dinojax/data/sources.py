@@ -49,17 +49,17 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         for ahead in range(len(self)):
-            index = int(self.indices[(place + ahead) % len(self)])
+            row = int(self.indices[(index + ahead) % len(self)])
             try:
-                return self._read(index)
+                return self._read(row)
             except BadFile as error:
                 if self.on_bad_file == "stop":
                     raise
                 with self._lock:
-                    self._skipped[self.records.paths[index]] = str(error)
-        raise BadFile(f"none of the {len(self)} images can be read, the first being {self.records.describe(0)}")
+                    self._skipped[self.records.paths[row]] = str(error)
+        raise BadFile(f"none of the {len(self)} images can be read, such as {self.records.describe(0)}")
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -67,15 +67,15 @@ class ImageSource:
         with self._lock:
             return sorted(self._skipped.items())
 
-    def _read(self, index: int) -> dict[str, Any]:
+    def _read(self, row: int) -> dict[str, Any]:
         records = self.records
         try:
-            image = decode(records.file(index), records.frames[index])
+            image = decode(records.file(row), records.frames[row])
         except BadFile as error:
-            row = f" ({records.table}, row {records.rows[index]})" if records.table else ""
-            raise BadFile(f"{error}{row}") from error
-        label = -1 if records.labels is None else records.labels[index]
-        return {"image": _with_channels(image, self.channels), "label": np.int32(label), "index": np.int32(index)}
+            listed = f" ({records.table}, row {records.rows[row]})" if records.table else ""
+            raise BadFile(f"{error}{listed}") from error
+        label = -1 if records.labels is None else records.labels[row]
+        return {"image": _with_channels(image, self.channels), "label": np.int32(label), "index": np.int32(row)}
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Reads CSV manifests and fold files, and names the row of whatever is wrong in them."""
 
+import csv
+import dataclasses
 import os
 import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from dinojax.data.files import FORMATS
 from dinojax.errors import RunError, UsageError
@@ -16,80 +17,109 @@ _SPLITS = ("train", "val", "test")
 _FOLD_FILE = re.compile(r"(?P<task>.+)_(?P<split>train|val|test)_fold(?P<fold>\d+)\.csv")
 
 
-def read(csv: Path, root: Path, labelled: bool) -> pd.DataFrame:
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One image as a table lists it; None stands for a column that is not there, or not read."""
+
+    table: Path
+    number: int
+    """Line in the file; the header is in line 1."""
+    path: str
+    frame: int | None
+    label: str | None
+    patient: str | None
+    split: str | None
+
+    def __str__(self) -> str:
+        return f"{self.table}, row {self.number}"
+
+    @property
+    def image(self) -> tuple[str, int]:
+        """What two rows share if they mean one image: the file, however it is written, and the frame; sorts."""
+        return os.path.normpath(self.path), -1 if self.frame is None else self.frame
+
+
+def read(table: Path, root: Path, labelled: bool) -> list[Row]:
     """Reads one table of images.
 
     Args:
-      csv: has a column `path`, `filename` or `img_dir`, and, if labelled, `label` or `acl_label`; may have `frame`,
-        `patient_id` and `split`. Further columns are not read.
+      table: has a column `path`, `filename` or `img_dir`, and, if labelled, `label` or `acl_label`; may have `frame`,
+        `patient_id` and `split`. Further columns are not read. All values stay strings ('007' is no number).
       root: folder that the paths are relative to.
       labelled: whether labels are needed.
 
     Returns:
-      Columns `path`, `frame` (int or None) and those of `label`, `patient_id` and `split` that are there, as strings
-      ('007' stays so); indexed by the row in the file, the header being row 1.
+      The rows in the file's order, at least one.
 
     Raises:
-      RunError: names the file, the row and what is wrong.
+      RunError: names the file, the row and what is wrong; also if an image is missing or listed twice.
     """
-    raw = _read_csv(csv)
-    columns = {"path": _column(raw, _PATH_COLUMNS, csv)}
-    if labelled:
-        columns["label"] = _column(raw, _LABEL_COLUMNS, csv)
-    columns |= {name: name for name in ("patient_id", "split") if name in raw}
-    table = pd.DataFrame({name: raw[column] for name, column in columns.items()})
-    for name in {"path", "label", "patient_id"} & set(table.columns):
-        _refuse_rows(csv, table[name] == "", f"column {columns[name]} is empty")
-    table["frame"] = _frames(raw["frame"], csv) if "frame" in raw else pd.Series(None, table.index, dtype=object)
-    if "split" in table:
-        _refuse_rows(csv, ~table["split"].isin([*_SPLITS, ""]), "split is none of train, val, test", table["split"])
-    unknown = ~table["path"].str.lower().str.endswith(FORMATS)
-    _refuse_rows(csv, unknown, f"not a kind of file that is read ({', '.join(FORMATS)})", table["path"])
-    missing = [not os.path.isfile(root / path) for path in table["path"]]  # noqa: PTH113: twice as fast on long lists
-    _refuse_rows(csv, pd.Series(missing, table.index, dtype=bool), f"no such image under {root}", table["path"])
-    _refuse_rows(csv, image_key(table).duplicated(), "listed a second time", table["path"])
-    return table
+    (_, header), *lines = _lines(table)
+    path_column = _column(table, header, _PATH_COLUMNS)
+    label_column = _column(table, header, _LABEL_COLUMNS) if labelled else ""
+    rows: list[Row] = []
+    for number, values in lines:
+        if len(values) != len(header):
+            raise RunError(f"{table}, row {number}: has {len(values)} values, but the header names {len(header)}")
+        cells = dict(zip(header, values, strict=True))
+        for name in {path_column, label_column, "patient_id"} & cells.keys():
+            if not cells[name]:
+                raise RunError(f"{table}, row {number}: column {name} is empty")
+        frame = cells.get("frame", "")
+        if frame and not frame.isdecimal():
+            raise RunError(f"{table}, row {number}: frame {frame!r} is not a whole number")
+        if cells.get("split", "") not in (*_SPLITS, ""):
+            raise RunError(f"{table}, row {number}: split {cells['split']!r} is none of {', '.join(_SPLITS)}")
+        row = Row(
+            table,
+            number,
+            cells[path_column],
+            int(frame) if frame else None,
+            cells.get(label_column),
+            cells.get("patient_id"),
+            cells.get("split"),
+        )
+        rows.append(row)
+    if not rows:
+        raise RunError(f"{table}: lists no images")
+    _check_images(rows, root)
+    return rows
 
 
-def image_key(table: pd.DataFrame) -> pd.Series:
-    """What two rows share if they mean one image: the file, however it is written, and the frame."""
-    return table["path"].map(os.path.normpath) + "\0" + table["frame"].astype(str)
-
-
-def _read_csv(csv: Path) -> pd.DataFrame:
+def _lines(table: Path) -> list[tuple[int, list[str]]]:
+    """Number and stripped values of every line that is not blank, the header first."""
     try:
-        # Blank lines are kept at first, so that the index tells the row in the file.
-        raw = pd.read_csv(csv, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:  # pandas' ParserError and EmptyDataError, and UnicodeDecodeError
-        raise RunError(f"{csv}: not readable as CSV: {' '.join(str(error).split())}") from error
-    raw = raw.fillna("").apply(lambda column: column.str.strip())
-    raw.columns = [str(name).strip() for name in raw.columns]
-    raw.index = pd.RangeIndex(2, len(raw) + 2)
-    raw = raw[(raw != "").any(axis=1)]
-    if raw.empty:
-        raise RunError(f"{csv}: lists no images")
-    return raw
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{table}: not readable as CSV in UTF-8: {error}") from error
+    lines = [(number, values) for number, values in lines if any(values)]
+    if not lines:
+        raise RunError(f"{table}: is empty")
+    return lines
 
 
-def _column(raw: pd.DataFrame, names: tuple[str, ...], csv: Path) -> str:
+def _column(table: Path, header: list[str], names: tuple[str, ...]) -> str:
     for name in names:
-        if name in raw:
+        if name in header:
             return name
-    raise RunError(f"{csv}: has no column {' or '.join(names)}; its columns are {', '.join(raw.columns)}")
+    raise RunError(f"{table}: has no column {' or '.join(names)}; its columns are {', '.join(header)}")
 
 
-def _frames(column: pd.Series, csv: Path) -> pd.Series:
-    _refuse_rows(csv, ~column.str.fullmatch(r"\d*"), "frame is not a whole number", column)
-    return column.map(lambda value: int(value) if value else None).astype(object).where(column != "", None)
-
-
-def _refuse_rows(csv: Path, wrong: pd.Series, what: str, shown: pd.Series | None = None) -> None:
-    """Raises for the first row that is wrong, telling how many more there are."""
-    rows = wrong.index[wrong]
-    if len(rows):
-        value = f"{shown[rows[0]]}: " if shown is not None else ""
-        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
-        raise RunError(f"{csv}, row {rows[0]}: {value}{what}{more}")
+def _check_images(rows: list[Row], root: Path) -> None:
+    for row in rows:
+        if not row.path.lower().endswith(FORMATS):
+            raise RunError(f"{row}: {row.path} is not a kind of file that is read ({', '.join(FORMATS)})")
+    missing = [row for row in rows if not (root / row.path).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+        raise RunError(f"{missing[0]}: there is no image {root / missing[0].path}{more}")
+    first: dict[tuple[str, int], Row] = {}
+    for row in rows:
+        if row.image in first:
+            raise RunError(f"{row}: {row.path} is listed before, in row {first[row.image].number}")
+        first[row.image] = row
 
 
 def fold_files(folder: Path) -> dict[tuple[str, int, str], Path]:
@@ -98,59 +128,51 @@ def fold_files(folder: Path) -> dict[tuple[str, int, str], Path]:
     return {(m["task"], int(m["fold"]), m["split"]): path for m, path in matches if m}
 
 
-def read_folds(folder: Path, root: Path) -> tuple[str, pd.DataFrame, list[dict[str, np.ndarray]]]:
+def read_folds(folder: Path, root: Path) -> tuple[str, list[Row], list[dict[str, np.ndarray]]]:
     """Reads RadImageNet's fold files.
 
     Returns:
-      The task's name; one row an image (`path`, `frame`, `label`, maybe `patient_id`), sorted by path; and per fold,
-      by increasing number, the places in that table of its `train`, `val` and `test` images (int64, increasing).
+      The task's name; one row an image, sorted by path and frame; and per fold, by increasing number, the places in
+      that list of its `train`, `val` and `test` images (int64, increasing).
 
     Raises:
-      RunError: as `read`; a file is missing; an image is in two splits of a fold or has two labels; or several tasks
-        have files there.
+      RunError: as `read`; a file is missing; or an image is in two splits of a fold, or has two labels or patients.
+      UsageError: several tasks have files there.
     """
     files = fold_files(folder)
     tasks = sorted({task for task, _, _ in files})
     if len(tasks) > 1:
-        raise UsageError(f"{folder / 'dataframe'}: holds several tasks ({', '.join(tasks)}); leave one task's files in it")
-    task, folds = tasks[0], sorted({fold for _, fold, _ in files})
-    for fold in folds:
+        listed = ", ".join(tasks)
+        raise UsageError(f"{folder / 'dataframe'}: holds the fold files of several tasks ({listed}); leave one task's")
+    task, numbers = tasks[0], sorted({fold for _, fold, _ in files})
+    images: dict[tuple[str, int], Row] = {}
+    folds: list[dict[str, list[Row]]] = []
+    for number in numbers:
+        fold: dict[str, list[Row]] = {}
         for split in _SPLITS:
-            if (task, fold, split) not in files:
-                raise RunError(f"{folder / 'dataframe'}: {task}_{split}_fold{fold}.csv is missing")
-    parts = [
-        read(csv, root, labelled=True).assign(fold=fold, split=split, file=csv.name)
-        for (_, fold, split), csv in sorted(files.items())
-    ]
-    rows = pd.concat(parts, names=["row"]).reset_index()
-    rows["key"] = image_key(rows)
-    _refuse_contradictions(folder, rows)
-    images = rows.drop_duplicates("key").sort_values("key", ignore_index=True)
-    if "patient_id" in images and images["patient_id"].isna().any():
-        raise RunError(f"{folder / 'dataframe'}: some fold files have a column patient_id and some have none")
-    rows["place"] = pd.Index(images["key"]).get_indexer(pd.Index(rows["key"]))
+            if (task, number, split) not in files:
+                raise RunError(f"{folder / 'dataframe'}: {task}_{split}_fold{number}.csv is missing")
+            fold[split] = read(files[task, number, split], root, labelled=True)
+        _refuse_leaks(fold)
+        for row in (row for rows in fold.values() for row in rows):
+            known = images.setdefault(row.image, row)
+            if (row.label, row.patient) != (known.label, known.patient):
+                raise RunError(
+                    f"{row}: {row.path} has label {row.label} and patient {row.patient or 'unknown'}, "
+                    f"but {known.label} and {known.patient or 'unknown'} in {known}"
+                )
+        folds.append(fold)
+    place = {image: i for i, image in enumerate(sorted(images))}
     numbered = [
-        {split: np.sort(rows["place"][(rows["fold"] == fold) & (rows["split"] == split)].to_numpy()) for split in _SPLITS}
+        {split: np.array(sorted(place[row.image] for row in rows), np.int64) for split, rows in fold.items()}
         for fold in folds
     ]
-    return task, images, numbered
+    return task, [images[image] for image in place], numbered
 
 
-def _refuse_contradictions(folder: Path, rows: pd.DataFrame) -> None:
-    """An image stands in one split of a fold, with one label and one patient everywhere."""
-
-    def place(row: pd.Series) -> str:
-        return f"{row['file']} row {row['row']}"
-
-    def refuse(mask: pd.Series, by: list[str], differing: str, what: str) -> None:
-        if mask.any():
-            first = rows[mask].iloc[0]
-            same = rows[(rows[by] == first[by]).all(axis=1)]
-            other = same[same[differing] != first[differing]].iloc[0]
-            raise RunError(f"{folder / 'dataframe'}: {first['path']} {what}: {place(first)} and {place(other)}")
-
-    refuse(rows.duplicated(["fold", "key"], keep=False), ["fold", "key"], "split", "is in two splits of one fold")
-    for column, what in (("label", "has two labels"), ("patient_id", "has two patients")):
-        if column in rows:
-            different = rows.groupby("key")[column].transform("nunique") > 1
-            refuse(different, ["key"], column, what)
+def _refuse_leaks(fold: dict[str, list[Row]]) -> None:
+    seen: dict[tuple[str, int], Row] = {}
+    for row in (row for rows in fold.values() for row in rows):
+        if row.image in seen:
+            raise RunError(f"{row}: {row.path} stands in another split of the same fold too, {seen[row.image]}")
+        seen[row.image] = row

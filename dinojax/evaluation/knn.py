@@ -1,5 +1,7 @@
 """k nearest neighbours by cosine similarity, on frozen features or on pixels."""
 
+from typing import Any
+
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -35,6 +37,6 @@ def accuracy(labels: np.ndarray, scores: np.ndarray) -> float:
     return float((scores.argmax(axis=1) == labels).mean())
 
 
-def _shares(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int, weights: object) -> np.ndarray:
+def _shares(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int, weights: Any) -> np.ndarray:
     classifier = KNeighborsClassifier(min(k, len(train)), metric="cosine", algorithm="brute", weights=weights)
     return np.asarray(classifier.fit(train, labels).predict_proba(test))

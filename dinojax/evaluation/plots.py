@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_auc_score, roc_curve
 
 # Okabe & Ito's colours, which most colour-blind readers tell apart.
@@ -57,7 +58,7 @@ def _roc_panel(axis: Axes, curves: Sequence[Curve], place: int) -> None:
     colours = iter(COLOURS * len(curves))
     for curve in curves:
         positive = curve.labels == place
-        style = {"color": GREY, "linewidth": 1.0, "linestyle": "--"} if curve.muted else {"color": next(colours)}
+        style: dict[str, Any] = {"color": GREY, "linestyle": "--"} if curve.muted else {"color": next(colours)}
         if positive.all() or not positive.any():
             axis.plot([], [], label=f"{curve.name}: one class only", **style)
             continue
@@ -90,7 +91,7 @@ def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path
     axis.plot([], [], color=GREY, label="validation")
     axis.plot([], [], "o", color=GREY, label="epoch kept")
     axis.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=120)
@@ -111,7 +112,7 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int) -> None:
     uniform = float(np.log(prototypes))
     figure = Figure(figsize=(13, 9.5), layout="constrained")
     axes = figure.subplots(3, 3)
-    _panel(axes[0, 0], {"loss": table["loss"]}, "Loss (weighted sum)")
+    _panel(axes[0, 0], _columns(table, "loss"), "Loss (weighted sum)")
     _panel(axes[0, 1], {"local + global": dino}, "DINO loss", reference=uniform)
     _panel(axes[0, 2], _columns(table, "dino_global", "dino_local"), "DINO terms")
     entropies = _columns(table, "target_entropy", "mean_target_entropy")
@@ -126,7 +127,7 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int) -> None:
 
 
 def _columns(table: pd.DataFrame, *names: str) -> dict[str, pd.Series]:
-    return {name: table[name] for name in names if name in table}
+    return {name: pd.Series(table[name]) for name in names if name in table}
 
 
 def _panel(axis: Axes, curves: Mapping[str, pd.Series], title: str, reference: float | None = None) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,13 +70,29 @@ def labels_and_scores(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[np.nd
 
 def summarise(test: pd.DataFrame, classes: Sequence[str]) -> Summary:
     """AUCs of test rows, of which every fold has its own."""
-    folds = {as_int(fold): roc_auc(*labels_and_scores(rows, classes)) for fold, rows in test.groupby("fold")}
+    folds = {fold: roc_auc(*labels_and_scores(rows, classes)) for fold, rows in by_fold(test).items()}
     return Summary(folds, *mean_and_sd(list(folds.values())), roc_auc(*labels_and_scores(test, classes)))
 
 
-def chosen_rows(table: pd.DataFrame, chosen: Mapping[int, str], split: str) -> pd.DataFrame:
-    """The rows of one split that each fold's chosen setting predicted."""
-    return table[(table["split"] == split) & (table["setting"] == table["fold"].map(chosen))]
+def of_chosen(table: pd.DataFrame, chosen: Mapping[int, str]) -> pd.DataFrame:
+    """The rows of each fold's chosen setting, from any table with columns `fold` and `setting`."""
+    mask = [chosen[fold] == setting for fold, setting in zip(table["fold"], table["setting"], strict=True)]
+    return pd.DataFrame(table.loc[mask])
+
+
+def of_setting(table: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The rows of one setting."""
+    return pd.DataFrame(table.loc[table["setting"] == setting])
+
+
+def of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
+    """The rows of 'val' or 'test'."""
+    return pd.DataFrame(table.loc[table["split"] == split])
+
+
+def by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """Each fold's rows."""
+    return {int(str(fold)): pd.DataFrame(rows) for fold, rows in table.groupby("fold")}
 
 
 def select_nested(val_losses: Mapping[tuple[int, str], float]) -> dict[int, str]:
@@ -111,35 +127,36 @@ def assemble(
       kept: by (fold, setting), `{epoch, val_loss}` of the epoch whose weights predicted.
       protocol: how the setting is chosen.
     """
-    test = table[table["split"] == "test"]
-    summaries = {s["setting"]: summarise(test[test["setting"] == s["setting"]], classes) for s in settings}
+    test, validation = of_split(table, "test"), of_split(table, "val")
+    folds = sorted({fold for fold, _ in kept})
+    names = [str(setting["setting"]) for setting in settings]
+    summaries = {name: summarise(of_setting(test, name), classes) for name in names}
     if protocol == "nested":
         chosen = select_nested({key: values["val_loss"] for key, values in kept.items()})
     else:
-        chosen = dict.fromkeys(sorted({fold for fold, _ in kept}), select_published(summaries))
-    selected = summarise(chosen_rows(table, chosen, "test"), classes)
-    validation = dict(iter(chosen_rows(table, chosen, "val").groupby("fold")))
+        best = select_published(summaries)
+        chosen = dict.fromkeys(folds, best)
+    selected = summarise(of_chosen(test, chosen), classes)
+    chosen_validation = by_fold(of_chosen(validation, chosen))
     described = [
         {
             "fold": fold,
             "setting": setting,
             "epoch": kept[fold, setting]["epoch"],
-            "threshold": youden_threshold(*labels_and_scores(validation[fold], classes)),
+            "threshold": youden_threshold(*labels_and_scores(chosen_validation[fold], classes)),
             "auc": selected.folds[fold],
         }
         for fold, setting in chosen.items()
     ]
     return {
         "settings": [
-            {**setting, **with_details(summaries[setting["setting"]], setting["setting"], kept)} for setting in settings
+            {**setting, **_with_details(summaries[setting["setting"]], setting["setting"], kept)} for setting in settings
         ],
         "selection": {"protocol": protocol, **selected.as_json(), "folds": described},
     }
 
 
-def with_details(
-    summary: Summary, setting: str, kept: Mapping[tuple[int, str], Mapping[str, Any]]
-) -> dict[str, Any]:
+def _with_details(summary: Summary, setting: str, kept: Mapping[tuple[int, str], Mapping[str, Any]]) -> dict[str, Any]:
     """A setting's summary with the epoch that each fold kept, and its validation loss."""
     folds = [{"fold": fold, **kept[fold, setting], "auc": auc} for fold, auc in summary.folds.items()]
     return {**summary.as_json(), "folds": folds}
@@ -158,11 +175,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {error}; remove it and run finetune again") from error
-
-
-def as_int(key: Hashable) -> int:
-    """A group's key as a number."""
-    return int(str(key))
 
 
 def _number(value: float | None) -> float:

@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+from PIL import Image
+
 from dinojax.augment.classification import eval_transform, train_transform
 from dinojax.config import AugmentConfig
-from PIL import Image
 
 NOTHING = AugmentConfig(rotation=0, horizontal_flip=0, scale=(1.0, 1.0), shear=0, shift=0)
 

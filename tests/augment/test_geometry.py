@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from dinojax.augment import geometry
 
+from dinojax.augment import geometry
 from tests import goldens_reader
 
 
@@ -50,7 +50,9 @@ def test_resize_and_center_crop_golden(goldens):
 
 def test_grey_crop_equals_a_channel_of_colour():
     grey = noise(50, 60, 1)
-    boxes = [geometry.random_resized_crop(np.random.default_rng(1), np.repeat(grey, c, 2), 32, (0.3, 1)) for c in (1, 3)]
+    boxes = [
+        geometry.random_resized_crop(np.random.default_rng(1), np.repeat(grey, c, 2), 32, (0.3, 1)) for c in (1, 3)
+    ]
     np.testing.assert_array_equal(np.repeat(boxes[0], 3, 2), boxes[1])
 
 

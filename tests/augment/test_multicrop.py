@@ -1,15 +1,18 @@
 """Views: shapes, draws that depend on the place alone, and channels."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config import CropsConfig, PhotometryConfig
 
 CROPS = CropsConfig(global_size=28, local_size=14, locals=3)
+PUBLISHED = PhotometryConfig()
 QUIET = PhotometryConfig(jitter=0, grayscale=0, blur_global2=0, blur_local=0, solarize_global2=0)
 
 
@@ -25,10 +28,15 @@ def batch(channels: int, places: list[int], views: int = 3) -> dict[str, np.ndar
     }
 
 
-def run(data, photometry=PhotometryConfig(), channels=3):  # noqa: B008: frozen
+@functools.cache
+def program(photometry: PhotometryConfig, channels: int):
     mean, std = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)) if channels == 3 else ((0.4,), (0.2,))
-    views = jax.jit(lambda x, key: augment_views(x, key, photometry, mean, std, channels))(data, jax.random.key(0))
-    return tuple(np.asarray(view) for view in views)
+    return jax.jit(lambda data: augment_views(data, jax.random.key(0), photometry, mean, std, channels))
+
+
+def run(data, photometry=PUBLISHED, channels=3) -> tuple[np.ndarray, np.ndarray]:
+    large, small = program(photometry, channels)(data)
+    return np.asarray(large), np.asarray(small)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -42,7 +50,7 @@ def test_shapes(channels, views):
     assert cut["globals"].dtype == cut["locals"].dtype == np.uint8
     assert cut["index"] == 7
     for model_channels in (1, 3):
-        large, small = run(batch(channels, [1, 2], views), channels=model_channels)
+        large, small = run(batch(channels, [1, 2], views), QUIET, model_channels)
         assert large.shape == (2, 2, 28, 28, model_channels)
         assert small.shape == (2, views, 14, 14, model_channels)
         assert large.dtype == small.dtype == np.float32
@@ -68,7 +76,7 @@ def test_vertical_flip():
 
 
 def test_draws_depend_on_the_place_and_not_on_the_slot():
-    forward, backward = run(batch(3, [5, 6, 9])), run(batch(3, [9, 6, 5]))
+    forward, backward = run(batch(3, [5, 6])), run(batch(3, [6, 5]))
     for a, b in zip(forward, backward, strict=True):
         np.testing.assert_array_equal(a, b[::-1])
     same = batch(3, [5, 6])
@@ -77,10 +85,9 @@ def test_draws_depend_on_the_place_and_not_on_the_slot():
 
 
 def test_views_of_one_image_are_drawn_apart():
-    data = batch(1, [3])
-    data = {"globals": np.repeat(data["globals"][:, :1], 2, 1), "locals": np.repeat(data["locals"][:, :1], 3, 1)} | {
-        "place": data["place"]
-    }
+    data = batch(1, [3, 4])
+    data["globals"][:] = data["globals"][:, :1]
+    data["locals"][:] = data["locals"][:, :1]
     everything = PhotometryConfig(jitter=1.0, blur_global1=1.0, blur_global2=1.0, blur_local=1.0, solarize_global2=0)
     for views in run(data, everything):
         assert all(np.abs(views[0, 0] - view).max() > 0.01 for view in views[0, 1:])
@@ -116,7 +123,7 @@ def test_mean_and_std_must_fit_the_model():
 
 
 def test_sharded_over_eight_devices_gives_the_same():
-    data = batch(3, list(range(8)), views=2)
+    data = batch(1, list(range(8)))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.device_put(data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     for a, b in zip(run(data), run(spread), strict=True):

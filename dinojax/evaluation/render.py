@@ -1,0 +1,89 @@
+"""A document of headings, text, tables and figures, as Markdown and as one HTML file that needs no other."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Heading(NamedTuple):
+    """A heading; the first one of a document is its title."""
+
+    level: int
+    text: str
+
+
+class Text(NamedTuple):
+    """A paragraph."""
+
+    text: str
+
+
+class Table(NamedTuple):
+    """A table of cells that are text already."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Picture(NamedTuple):
+    """A PNG file with what it shows."""
+
+    path: Path
+    caption: str
+
+
+Block = Heading | Text | Table | Picture
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+th { border-bottom: 2px solid #888; }
+figure { margin: 1.5rem 0; }
+img { max-width: 100%; }
+figcaption { color: #555; font-size: .9em; }
+"""
+
+
+def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
+    """Markdown, pictures linked relative to `folder`."""
+    return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
+
+
+def _markdown(block: Block, folder: Path) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {block.text}"
+    if isinstance(block, Text):
+        return block.text
+    if isinstance(block, Picture):
+        return f"![{block.caption}]({block.path.relative_to(folder).as_posix()})\n\n*{block.caption}*"
+    rows = [block.header, ["---"] * len(block.header), *block.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def to_html(blocks: Sequence[Block]) -> str:
+    """One HTML page; pictures are part of it."""
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "Report")
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    body = "\n".join(_html(block) for block in blocks)
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Text):
+        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, Picture):
+        data = base64.b64encode(block.path.read_bytes()).decode()
+        caption = html.escape(block.caption)
+        image = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
+    rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in block.rows]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'

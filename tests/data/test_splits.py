@@ -1,0 +1,109 @@
+"""Folds: whole patients, every image tested once, about the same classes everywhere."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dinojax.data.splits import Fold, grouped_folds, write_fold_files
+from dinojax.errors import UsageError
+
+
+def make_patients(count=40, seed=0):
+    """Patients of 1 to 6 images with one of three classes each, in shuffled order."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(count), rng.integers(1, 7, count))
+    labels = np.array(["a", "b", "b", "c"])[groups % 4]
+    order = rng.permutation(len(groups))
+    return labels[order], np.array([f"patient {group}" for group in groups])[order]
+
+
+def parts(fold: Fold):
+    return fold.train, fold.val, fold.test
+
+
+@pytest.mark.parametrize("folds", [3, 5])
+def test_no_patient_stands_in_two_parts_of_a_fold(folds):
+    labels, groups = make_patients()
+    for fold in grouped_folds(labels, groups, folds, seed=1):
+        train, val, test = (set(groups[part]) for part in parts(fold))
+        assert not train & val
+        assert not train & test
+        assert not val & test
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_fold_holds_everything_once_and_all_is_tested_and_validated_once(grouped):
+    labels, groups = make_patients()
+    folds = grouped_folds(labels, groups if grouped else None, 5, seed=1)
+    everything = np.arange(len(labels))
+    for fold in folds:
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts(fold))), everything)
+    np.testing.assert_array_equal(np.sort(np.concatenate([fold.test for fold in folds])), everything)
+    np.testing.assert_array_equal(np.sort(np.concatenate([fold.val for fold in folds])), everything)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_classes_are_spread_evenly(grouped):
+    labels, groups = make_patients(count=200)
+    for fold in grouped_folds(labels, groups if grouped else None, 5, seed=2):
+        for name in "abc":
+            for part in parts(fold):
+                assert abs((labels[part] == name).mean() - (labels == name).mean()) < 0.05
+
+
+def test_the_seed_alone_decides():
+    labels, groups = make_patients()
+    once, again, other = (grouped_folds(labels, groups, 5, seed) for seed in (3, 3, 4))
+    assert all(np.array_equal(a.test, b.test) for a, b in zip(once, again, strict=True))
+    assert not all(np.array_equal(a.test, b.test) for a, b in zip(once, other, strict=True))
+
+
+def test_a_class_with_fewer_patients_than_folds_is_refused():
+    labels = np.array(["common"] * 20 + ["rare"] * 10)
+    groups = np.concatenate([np.arange(20), 20 + np.arange(10) % 4])
+    assert len(grouped_folds(labels, groups, 4, seed=0)) == 4
+    with pytest.raises(UsageError, match=r"class 'rare' has 4 groups \(patients\), too few for 5 folds"):
+        grouped_folds(labels, groups, 5, seed=0)
+    assert len(grouped_folds(labels, None, 5, seed=0)) == 5
+    with pytest.raises(UsageError, match="class 'rare' has 10 images, too few for 11 folds"):
+        grouped_folds(labels, None, 11, seed=0)
+
+
+def test_two_folds_leave_nothing_to_train_on():
+    with pytest.raises(UsageError, match="folds is 2; at least 3"):
+        grouped_folds(np.arange(10) % 2, None, 2, seed=0)
+
+
+def test_a_slice_without_a_class_is_refused():
+    # Two patients hold two of three classes' scarce cases each, and the others hold one class in bulk.
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(9), rng.integers(1, 30, 9))
+        labels = rng.integers(0, 2, len(groups)) * (groups < 3)
+        try:
+            folds = grouped_folds(labels, groups, 3, seed=0)
+        except UsageError as error:
+            assert "folds has no '1'" in str(error)  # noqa: PT017: either outcome is right
+        else:
+            assert all(set(labels[fold.test]) == {0, 1} for fold in folds)
+
+
+def test_fold_files_have_the_published_layout(tmp_path):
+    labels = ["no", "yes"] * 6
+    paths = [f"images/{place}.png" for place in range(12)]
+    folds = grouped_folds(np.array(labels), None, 3, seed=0)
+    write_fold_files(tmp_path, "knee", paths, labels, folds)
+    names = {f"knee_{split}_fold{number}.csv" for split in ("train", "val", "test") for number in (1, 2, 3)}
+    assert {file.name for file in (tmp_path / "dataframe").iterdir()} == names
+    table = pd.read_csv(tmp_path / "dataframe" / "knee_val_fold2.csv")
+    assert list(table.columns) == ["filename", "label"]
+    assert list(table["filename"]) == [paths[place] for place in folds[1].val]
+    assert list(table["label"]) == [labels[place] for place in folds[1].val]
+
+
+def test_fold_files_keep_the_patients_as_written(tmp_path):
+    labels, patients = ["no", "yes"] * 6, [f"00{place}" for place in range(12)]
+    folds = grouped_folds(np.array(labels), np.array(patients), 3, seed=0)
+    write_fold_files(tmp_path, "knee", patients, labels, folds, patients)
+    table = pd.read_csv(tmp_path / "dataframe" / "knee_train_fold1.csv", dtype=str)
+    assert list(table["patient_id"]) == [patients[place] for place in folds[0].train]
