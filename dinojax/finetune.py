@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> None:
     config = configuration.parse(FinetuneConfig, arguments, "finetune")
     out = Path(config.out)
     settings, accepted = make_grid(config.lrs, config.batch_sizes), accepted_changes(config)
+    recipe = Recipe(config.epochs, config.epoch_selection, config.image_size, config.augment, config.threads)
     if (out / "results.json").exists():
         configuration.store(config, out, accepted)
         print(f"{out} is finished: see {out / 'results.json'}, or choose another --out to run it again")
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> None:
     configuration.store(config, out, accepted)
     studies.pin_folds(out, folds_table(records, study.folds))
     list_skipped(skipped, out / "skipped_files.csv")
-    train_units(config, study, backbone, cases)
+    train_units(config, recipe, study, backbone, cases)
     facts = {
         **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
         **{name: dataclasses.asdict(getattr(config, name)) for name in ("classifier", "augment")},
@@ -77,9 +78,10 @@ def main(arguments: list[str]) -> None:
     print(f"done: {studies.describe(described)}; look at {out / 'results.json'} and {out / 'figures'}")
 
 
-def train_units(config: FinetuneConfig, study: Study, backbone: VisionTransformer, cases: Cases) -> None:
+def train_units(
+    config: FinetuneConfig, recipe: Recipe, study: Study, backbone: VisionTransformer, cases: Cases
+) -> None:
     """Fits every setting on every fold, but for those that are finished; a signal ends it after the step it is at."""
-    recipe = Recipe(config.epochs, config.epoch_selection, config.image_size, config.augment, config.threads)
     outputs = 1 if len(study.records.classes) == 2 else len(study.records.classes)
     head = {"outputs": outputs, **dataclasses.asdict(config.classifier)}
     details = {"classifier": head, "image_size": config.image_size, "normalisation": config.normalisation}

@@ -121,10 +121,6 @@ def prefetch(batches: Iterable[T], put: Callable[[T], U], depth: int = 2) -> Ite
 
 
 def _read(elements: grain.MapDataset, batch_size: int, threads: int) -> Iterator[Batch]:
-    """Reads a batch ahead with threads, and stacks."""
+    """Reads a batch ahead with threads, and stacks; the threads end when nobody holds the iterator any more."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size + threads if threads else 0)
-    iterator = iter(elements.to_iter_dataset(options).batch(batch_size))
-    try:
-        yield from iterator
-    finally:  # a consumer that stops early leaves no threads reading on
-        iterator.close()
+    return iter(elements.to_iter_dataset(options).batch(batch_size))

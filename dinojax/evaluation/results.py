@@ -148,10 +148,9 @@ def assemble(
         }
         for fold, setting in chosen.items()
     ]
+    details = [_with_details(summaries[name], name, kept) for name in names]
     return {
-        "settings": [
-            {**setting, **_with_details(summaries[setting["setting"]], setting["setting"], kept)} for setting in settings
-        ],
+        "settings": [{**setting, **detail} for setting, detail in zip(settings, details, strict=True)],
         "selection": {"protocol": protocol, **selected.as_json(), "folds": described},
     }
 

@@ -76,10 +76,10 @@ def test_vertical_flip():
 
 
 def test_draws_depend_on_the_place_and_not_on_the_slot():
-    forward, backward = run(batch(3, [5, 6])), run(batch(3, [6, 5]))
+    forward, backward = run(batch(1, [5, 6])), run(batch(1, [6, 5]))
     for a, b in zip(forward, backward, strict=True):
         np.testing.assert_array_equal(a, b[::-1])
-    same = batch(3, [5, 6])
+    same = batch(1, [5, 6])
     other = run(same | {"place": np.array([7, 8], np.int32)})
     assert all(np.abs(a - b).max() > 0.1 for a, b in zip(run(same), other, strict=True))
 
@@ -88,8 +88,8 @@ def test_views_of_one_image_are_drawn_apart():
     data = batch(1, [3, 4])
     data["globals"][:] = data["globals"][:, :1]
     data["locals"][:] = data["locals"][:, :1]
-    everything = PhotometryConfig(jitter=1.0, blur_global1=1.0, blur_global2=1.0, blur_local=1.0, solarize_global2=0)
-    for views in run(data, everything):
+    blurred = dataclasses.replace(QUIET, blur_global1=1.0, blur_global2=1.0, blur_local=1.0)
+    for views in run(data, blurred):
         assert all(np.abs(views[0, 0] - view).max() > 0.01 for view in views[0, 1:])
 
 
@@ -124,8 +124,9 @@ def test_mean_and_std_must_fit_the_model():
 
 def test_sharded_over_eight_devices_gives_the_same():
     data = batch(1, list(range(8)))
+    sharp = dataclasses.replace(PUBLISHED, blur_global2=0, blur_local=0)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.device_put(data, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
-    for a, b in zip(run(data), run(spread), strict=True):
+    for a, b in zip(run(data, sharp), run(spread, sharp), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert jnp.asarray(spread["place"]).sharding.num_devices == 8

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ def draw(element, rng):
     return {"index": element["index"], "draw": rng.random(2), "image": rng.integers(0, 256, (2, 3), dtype=np.uint8)}
 
 
-def take(count: int, source=None, **options) -> list[dict[str, np.ndarray]]:
-    defaults = {"batch_size": 4, "seed": 3, "threads": 2}
+def take(count: int, source: Numbers | None = None, **options: Any) -> list[dict[str, np.ndarray]]:
+    defaults: dict[str, Any] = {"batch_size": 4, "seed": 3, "threads": 2}
     batches = training_batches(Numbers(10) if source is None else source, draw, **(defaults | options))
     return list(itertools.islice(batches, count))
 
@@ -136,16 +137,24 @@ def test_prefetch_puts_ahead_and_keeps_all():
     assert log == ["put 0", "use 0"]
 
 
-def test_stopping_early_ends_the_reading_threads():
-    def readers() -> set[threading.Thread]:
-        return {thread for thread in threading.enumerate() if thread.name.startswith("grain-prefetch")}
+def test_stopping_early_reads_no_further():
+    """The thread is held up in the fifth element; what it would read after that is called off."""
+    gate, reads = threading.Event(), []
 
-    before = readers()
-    batches = training_batches(Numbers(10), draw, batch_size=4, seed=0, threads=2)
+    class Gated(Numbers):
+        def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+            reads.append(index)
+            assert len(reads) < 5 or gate.wait(timeout=20)
+            return super().__getitem__(index)
+
+    before = set(threading.enumerate())
+    batches = training_batches(Gated(100), draw, batch_size=4, seed=0, threads=1)
     next(batches)
-    started = readers() - before
+    started = set(threading.enumerate()) - before
     assert started
     del batches
+    gate.set()
     for thread in started:
-        thread.join(timeout=10)
+        thread.join(timeout=20)
         assert not thread.is_alive()
+    assert len(reads) <= 5

@@ -225,7 +225,7 @@ def test_manifests_are_refused(tmp_path, rows, part):
 
 def test_folders_are_refused(classes, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(UsageError, match="no images found.*it is empty"):
+    with pytest.raises(UsageError, match=r"no images found.*it is empty"):
         read_records(str(empty), labelled=False)
     (empty / "scan.dcm").write_text("x")
     with pytest.raises(UsageError, match=r"1 \.dcm"):
@@ -236,7 +236,7 @@ def test_folders_are_refused(classes, tmp_path_factory):
         read_records(str(empty / "scan.dcm"), labelled=False)
     with pytest.raises(UsageError, match="TFDS"):
         read_records("tfds:knee", labelled=False)
-    with pytest.raises(UsageError, match="positive_class c: .* a, b"):
+    with pytest.raises(UsageError, match=r"positive_class c: .* a, b"):
         read_records(str(classes), labelled=True, positive_class="c")
     with pytest.raises(UsageError, match="no group"):
         read_records(str(classes), labelled=True, group_regex="x")

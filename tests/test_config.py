@@ -1,0 +1,92 @@
+"""Configuration: presets, keys on the command line, and a run's stored copy."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dinojax import config as configuration
+from dinojax.config import FinetuneConfig, PretrainConfig, flatten, parse, store
+from dinojax.errors import UsageError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+REQUIRED = ["--data", "d", "--out", "o"]
+
+
+@pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_presets_hold_only_keys_of_their_verb(preset: Path) -> None:
+    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[preset.parent.name]
+    config = parse(kind, [*REQUIRED, "--config", str(preset)], preset.parent.name)
+    values = flatten(config)
+    for key, value in configuration._flatten_mapping(yaml.safe_load(preset.read_text())).items():
+        assert values[key] == value, key
+    assert preset.read_text().startswith("# ")
+
+
+def test_medidino_code_is_the_published_recipe() -> None:
+    """The figures of the study's code, which are also the defaults."""
+    preset = str(CONFIGS / "pretrain" / "medidino_code.yaml")
+    config = parse(PretrainConfig, [*REQUIRED, "--config", preset], "pretrain")
+    assert (config.epochs, config.steps_per_epoch, config.batch_size) == (100, 100, 256)
+    assert (config.optim.lr, config.optim.min_lr, config.optim.weight_decay_end) == (2e-4, 1e-6, 0.2)
+    assert (config.head.prototypes, config.head.hidden, config.head.bottleneck) == (65536, 2048, 256)
+    assert (config.teacher.momentum, config.teacher.temperature) == (0.994, 0.07)
+    assert (config.crops.global_size, config.crops.local_size, config.crops.locals) == (224, 98, 8)
+    paper = parse(
+        PretrainConfig, [*REQUIRED, "--config", str(CONFIGS / "pretrain" / "medidino_paper.yaml")], "pretrain"
+    )
+    changed = {key for key, value in flatten(paper).items() if flatten(config)[key] != value}
+    assert changed == {"epochs", "drop_path", "photometry.blur_global1", "photometry.blur_global2"}
+
+
+def test_the_command_line_goes_before_the_preset() -> None:
+    preset = str(CONFIGS / "pretrain" / "laptop.yaml")
+    config = parse(PretrainConfig, [*REQUIRED, "--config", preset, "--optim.lr", "0.5"], "pretrain")
+    assert config.optim.lr == 0.5
+    assert config.model.name == "vitt14"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--out", "o"], "data"),
+        ([*REQUIRED, "--optim.lrr", "1"], "optim.lrr"),
+        ([*REQUIRED, "--batch_size", "eight"], "batch_size"),
+        ([*REQUIRED, "--crops.global_scale", "[0.3]"], "crops.global_scale"),
+        ([*REQUIRED, "--loss.centering", "none"], "loss.centering"),
+        ([*REQUIRED, "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key(arguments: list[str], named: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(PretrainConfig, arguments, "pretrain")
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("head:\n  prototype: 5\n")
+    with pytest.raises(UsageError, match="prototype"):
+        parse(PretrainConfig, [*REQUIRED, "--config", str(tmp_path / "c.yaml")], "pretrain")
+
+
+def test_a_run_keeps_its_configuration(tmp_path: Path) -> None:
+    first = parse(PretrainConfig, REQUIRED, "pretrain")
+    store(first, tmp_path)
+    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert stored["optim"]["lr"] == 2e-4
+    store(parse(PretrainConfig, ["--data", "d", "--out", "elsewhere", "--threads", "7"], "pretrain"), tmp_path)
+    changed = parse(PretrainConfig, [*REQUIRED, "--optim.lr", "1", "--steps", "5"], "pretrain")
+    with pytest.raises(UsageError, match=r"optim\.lr was 0\.0002, is 1\.0, steps was None, is 5"):
+        store(changed, tmp_path, [])
+    with pytest.raises(UsageError, match="steps was None"):
+        store(changed, tmp_path, ["optim.lr"])
+    store(changed, tmp_path, ["optim.lr", "steps"])
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 5
+
+
+def test_a_stored_configuration_reads_as_a_preset(tmp_path: Path) -> None:
+    first = parse(PretrainConfig, [*REQUIRED, "--crops.locals", "3", "--epochs", "7"], "pretrain")
+    store(first, tmp_path)
+    again = parse(PretrainConfig, ["--config", str(tmp_path / "config.yaml"), "--out", "o"], "pretrain")
+    assert again == first
