@@ -1,9 +1,6 @@
 """The labelled images of a fine-tuning run, decoded once and kept in memory."""
 
-import csv
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,10 +85,3 @@ def load_cases(
     records = records.take(kept)
     assert records.labels is not None
     return records, Cases(images[kept], records.labels, pixels[kept]), skipped
-
-
-def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
-    """Writes the files that were left out because they cannot be read, if there are any."""
-    if skipped:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "reason"), *skipped])

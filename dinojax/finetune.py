@@ -12,9 +12,9 @@ from flax import nnx
 from dinojax import config as configuration
 from dinojax import progress, tree
 from dinojax import study as studies
-from dinojax.cases import Cases, list_skipped, load_cases
+from dinojax.cases import Cases, load_cases
 from dinojax.config import FinetuneConfig
-from dinojax.data.sources import read_records
+from dinojax.data.sources import list_skipped, read_records
 from dinojax.errors import Stopped, UsageError
 from dinojax.evaluation.features import widest_mesh
 from dinojax.evaluation.folds import folds_table, make_folds

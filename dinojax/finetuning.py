@@ -22,7 +22,7 @@ from dinojax.data import pipeline
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
 from dinojax.models import preprocess
-from dinojax.optim import WEIGHT_DECAY, adamw, multipliers
+from dinojax.optim import WEIGHT_DECAY, adamw, apply_updates, multipliers
 from dinojax.tree import Params
 
 EVALUATION_BATCH = 32
@@ -114,8 +114,7 @@ def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: j
     def train(state: State, batch: Mapping[str, jax.Array], lr: float) -> tuple[State, jax.Array]:
         loss, gradients = jax.value_and_grad(loss_of)(state.params, batch)
         updates, optimizer = adamw(lr, weight_decay, rates, decays).update(gradients, state.optimizer, state.params)
-        params = {path: value + updates[path] for path, value in state.params.items()}  # type: ignore[index]
-        return State(params, optimizer), loss
+        return State(apply_updates(state.params, updates), optimizer), loss
 
     def init(params: Params) -> State:
         return State(params, adamw(0.0, weight_decay, rates, decays).init(params))
@@ -189,6 +188,8 @@ def fit(
             state, loss = steps.train(state, next(batches), setting.lr)
             losses.append(loss)
             done += 1
+            if len(losses) > 1:
+                losses[-2].block_until_ready()  # one step ahead of the device is enough, and a signal is soon answered
             after_step()
         logits = predict(steps, state.params, cases.images, fold.val)
         val_loss = cross_entropy(logits, cases.labels[fold.val])

@@ -97,6 +97,11 @@ def adamw(
     )
 
 
+def apply_updates(params: Params, updates: Any) -> Params:
+    """Adds what a transformation's `update` returned; `optax.apply_updates` typed for flat dicts."""
+    return {path: value + updates[path] for path, value in params.items()}
+
+
 def at(schedule: np.ndarray | float, step: jax.Array) -> jax.Array:
     """The value of a schedule at a step, float32; the last one beyond its end."""
     return (

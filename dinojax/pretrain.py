@@ -14,7 +14,7 @@ from dinojax import pretraining, progress, sharding, tree
 from dinojax.checkpoint import Checkpoints, MetricsLog
 from dinojax.config import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import BadFile
+from dinojax.data.sources import BadFile, list_skipped
 from dinojax.dino import step as dino
 from dinojax.errors import RunError, Stopped
 from dinojax.evaluation import plots, sheets
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     out = Path(config.out)
     mesh = sharding.make_mesh(config.batch_size)
     backbone = pretraining.make_backbone(config)
-    source = pretraining.open_source(config, backbone.channels)
+    source, headers = pretraining.open_source(config, backbone.channels)
     steps = pretraining.total_steps(config, len(source))
     graphs, params = dino.split_modules(backbone, pretraining.make_head(config, backbone.width))
     schedules = dino.make_schedules(steps, config.epochs, config.batch_size, config.optim, config.teacher)
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         state = train(config, step, state, batches, steps, checkpoints)
     finally:
         checkpoints.close()
-        pretraining.list_skipped(source, out / "skipped_files.csv")
+        list_skipped([*headers.bad, *source.skipped], out / "skipped_files.csv")
         if (out / "metrics.jsonl").stat().st_size:
             plots.plot_metrics(out / "metrics.jsonl", out / "figures" / "curves.png", config.head.prototypes)
     backbone = tree.merge(graphs.backbone, tree.subtree("backbone", state.teacher))

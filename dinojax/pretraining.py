@@ -1,9 +1,7 @@
 """The parts that a pre-training run is put together from, each made from the run's configuration."""
 
-import csv
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +10,7 @@ from flax import nnx
 from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import ImageSource, check_headers, read_records
+from dinojax.data.sources import Headers, ImageSource, check_headers, read_records
 from dinojax.dino import masking
 from dinojax.dino import step as dino
 from dinojax.errors import UsageError
@@ -34,7 +32,7 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     return create_model(rngs=nnx.Rngs(config.seed), **given, **training)
 
 
-def open_source(config: PretrainConfig, channels: int) -> ImageSource:
+def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Headers]:
     """The images, after a look at their headers; grey ones keep one channel until they are on the device."""
     for name, size in (("global", config.crops.global_size), ("local", config.crops.local_size)):
         if size % 14:
@@ -43,7 +41,8 @@ def open_source(config: PretrainConfig, channels: int) -> ImageSource:
     print(records.summary())
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
     print(headers.summary())
-    return ImageSource(records, channels=1 if channels == 1 else headers.channels, on_bad_file=config.on_bad_file)
+    source = ImageSource(records, channels=1 if channels == 1 else headers.channels, on_bad_file=config.on_bad_file)
+    return source, headers
 
 
 def total_steps(config: PretrainConfig, images: int) -> int:
@@ -97,13 +96,6 @@ def make_augment(config: PretrainConfig, backbone: VisionTransformer) -> Callabl
         return {"globals": views[0], "locals": views[1], "masks": batch.get("masks")}
 
     return augment
-
-
-def list_skipped(source: ImageSource, path: Path) -> None:
-    """Writes the files that were passed over because they cannot be read, if there are any."""
-    if source.skipped:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "reason"), *source.skipped])
 
 
 def _grid(config: PretrainConfig) -> tuple[int, int]:

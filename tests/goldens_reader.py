@@ -1,4 +1,4 @@
-"""Reads the reference figures and rebuilds the tensors that they were made from, as tests/goldens/README.md describes."""
+"""Reads the reference figures and rebuilds the tensors behind them, as tests/goldens/README.md describes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def seed() -> int:
 
 def rebuild(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The tensor called `name`, float32 (int64 for `num_batches_tracked`), in the shape of the published code."""
-    generator = np.random.RandomState((zlib.crc32(name.encode()) ^ seed()) & 0xFFFFFFFF)  # noqa: NPY002
+    generator = np.random.RandomState((zlib.crc32(name.encode()) ^ seed()) & 0xFFFFFFFF)
     x = generator.standard_normal(shape).astype(np.float32)
     leaf = name.replace("/", ".").split(".")[-1].removesuffix(":0")
     if name.startswith("input"):

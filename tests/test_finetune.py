@@ -188,7 +188,10 @@ def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest
         (["--epochs", "0"], "epochs is 0"),
         (["--lrs", "[1e-3,1e-3]"], "each must list different numbers"),
         (["--batch_sizes", "[0]"], "must be above 0"),
-        (["--accept_changes", "epochs"], "--accept_changes epochs: choose another --out; only data, data_root, init may change"),
+        (
+            ["--accept_changes", "epochs"],
+            "--accept_changes epochs: choose another --out; only data, data_root, init may change",
+        ),
         (["--init", "nowhere"], "nowhere is not a model directory"),
     ],
 )

@@ -47,8 +47,13 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path}: relative import"
             module = node.module or ""
             children = {f"{module}.{alias.name}" for alias in node.names}
-            found |= {child if (ROOT / Path(*child.split("."))).with_suffix(".py").exists()
-                      or (ROOT / Path(*child.split("."))).is_dir() else module for child in children}
+            found |= {
+                child
+                if (ROOT / Path(*child.split("."))).with_suffix(".py").exists()
+                or (ROOT / Path(*child.split("."))).is_dir()
+                else module
+                for child in children
+            }
     return {module for module in found if module.split(".")[0] in ("dinojax", "weights_convert")}
 
 

@@ -1,10 +1,11 @@
 """Decodes image files to uint8, and looks through their headers before a run begins."""
 
+import csv
 import dataclasses
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +142,13 @@ def check_headers(
     )
     kept = np.setdiff1d(np.arange(len(records)), list(bad))
     return (records.take(kept) if bad else records), headers
+
+
+def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
+    """Writes (file, reason) of the files that were passed over because they cannot be read, if there are any."""
+    if skipped:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "reason"), *skipped])
 
 
 def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadFile:

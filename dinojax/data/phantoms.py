@@ -1,36 +1,28 @@
-"""Synthetic B-mode ultrasound of the breast: a stand-in for patients' images, with the statistics that matter.
+"""A data set of synthetic breast ultrasound: a stand-in for patients' images that may lie anywhere.
 
-Scatterers on a grid of (depth, beam) have complex normal amplitudes, scaled by the tissue's echogenicity. Filtered by
-the scanner's point-spread function they give fully developed speckle, whose envelope is Rayleigh distributed (Burckhardt
-1978, doi 10.1109/T-SU.1978.30978); it is attenuated along the beam, log-compressed, and scan-converted to a fan. Lesions
-follow BI-RADS: benign ones oval, wider than tall, smooth, enhancing what lies behind them; malignant ones irregular,
-spiculated, taller, with a blurred margin, shadowing. Gain, depth, tissue and the lesion's place and size vary alike in
-both classes, and more than the lesions differ, so that no pixel tells much by itself.
-
-Lengths are in sides of the image, depths in shares of the depth shown, levels in dB with 0 for white.
+Lesions follow BI-RADS: benign ones oval, wider than tall, smooth, enhancing what lies behind them; malignant ones
+irregular, spiculated, taller, with a blurred margin, shadowing. Gain, depth, tissue and the lesion's place and size
+vary alike in both classes, and attenuation and darkness overlap, so that shape and margin tell more than any pixel.
 """
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
-from scipy.special import expit
 
 from dinojax import progress
+from dinojax.data.bmode import Scene, draw_image
 from dinojax.data.splits import grouped_folds, write_fold_files
 from dinojax.errors import UsageError
 
 CLASSES = ("benign", "malignant")
-_MARGIN = 0.02  # black around the fan
 
 Ranges = dict[str, tuple[float, float]]
 
-# What a patient's images share.
+# What a patient's images share; for names and units see `Scene`.
 _PATIENT: Ranges = {
-    "half_angle": (20, 27),
+    "half_angle": (22, 25),
     "gain": (-3, 3),
     "dynamic_range": (56, 68),
     "tilt": (-11, -3),
@@ -51,7 +43,7 @@ _LESION: dict[str, Ranges] = {
         "reach": (0, 0),
         "blur": (0.03, 0.07),
         "darkness": (5, 12),
-        "attenuation": (-50, 0),
+        "attenuation": (-50, 5),
         "halo": (0, 2),
         "rim": (30, 30),
     },
@@ -62,7 +54,7 @@ _LESION: dict[str, Ranges] = {
         "reach": (0.15, 0.45),
         "blur": (0.1, 0.25),
         "darkness": (5, 13),
-        "attenuation": (5, 60),
+        "attenuation": (0, 58),
         "halo": (2, 6),
         "rim": (0, 0),
     },
@@ -79,95 +71,12 @@ _VIEW: Ranges = {
     "radius": (-0.015, 0.015),
     "aspect": (-0.1, 0.1),
     "darkness": (-5, 5),
-    "attenuation": (-35, 35),
+    "attenuation": (-40, 40),
     "shown": (0.58, 0.72),
     "lesion_depth": (0.26, 0.54),
     "lesion_side": (-0.8, 0.8),
     "rotation": (-0.35, 0.35),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """Everything about a view but its random texture.
-
-    Attributes:
-      half_angle: of the fan, in degrees.
-      shown: depth shown, as a share of the distance from the fan's apex to its end.
-      gain, dynamic_range: of the log compression, dB.
-      tilt: level at the end of the fan for want of time-gain compensation, dB.
-      skin, fat_depth, gland_depth: thickness of the layers; muscle has the rest.
-      fat, gland, muscle: echogenicity, dB.
-      septa: how far septa and fascias stand out, dB.
-      lesion_depth: of its centre.
-      lesion_side: from -1, touching the left edge of the fan, to 1.
-      radius: of the disc with the lesion's area.
-      aspect: the lesion's width by its height.
-      rotation: of the lesion, in radians.
-      roughness: standard deviation of each wave of the outline, as a share of the radius.
-      spicules: how many.
-      reach: their mean length, as a share of the radius.
-      blur: width of the margin, as a share of the radius.
-      darkness: of the lesion below fat, dB.
-      attenuation: inside the lesion beyond the tissue's, dB per side of the image; negative enhances what lies behind.
-      halo: echogenicity of the tissue around the lesion above other tissue, dB.
-      rim: attenuation by refraction at a smooth edge, dB per side of the image.
-    """
-
-    half_angle: float
-    shown: float
-    gain: float
-    dynamic_range: float
-    tilt: float
-    skin: float
-    fat_depth: float
-    gland_depth: float
-    fat: float
-    gland: float
-    muscle: float
-    septa: float
-    lesion_depth: float
-    lesion_side: float
-    radius: float
-    aspect: float
-    rotation: float
-    roughness: float
-    spicules: float
-    reach: float
-    blur: float
-    darkness: float
-    attenuation: float
-    halo: float
-    rim: float
-
-    @property
-    def fan(self) -> "Fan":
-        angle = np.radians(self.half_angle)
-        far = (0.5 - _MARGIN) / np.sin(angle)
-        return Fan(angle, near=far - min(1 - 2 * _MARGIN, self.shown * far), far=far)
-
-
-@dataclasses.dataclass(frozen=True)
-class Fan:
-    """Where a convex probe's beams lie: on rings from `near` to `far` around an apex above the image."""
-
-    half_angle: float
-    near: float
-    far: float
-
-    @property
-    def apex(self) -> float:
-        return _MARGIN - self.near * np.cos(self.half_angle)
-
-    def polar(self, column: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth and beam, both 0..1 inside the fan."""
-        radius, angle = np.hypot(column - 0.5, row - self.apex), np.arctan2(column - 0.5, row - self.apex)
-        return (radius - self.near) / (self.far - self.near), 0.5 + angle / (2 * self.half_angle)
-
-    def cartesian(self, depth: np.ndarray, beam: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Column and row."""
-        radius, angle = self.near + depth * (self.far - self.near), (2 * beam - 1) * self.half_angle
-        return 0.5 + radius * np.sin(angle), self.apex + radius * np.cos(angle)
 
 
 def draw_scenes(rng: np.random.Generator, label: str, patients: int, images_per_patient: int) -> list[list[Scene]]:
@@ -201,137 +110,65 @@ def _spread(rng: np.random.Generator, ranges: Ranges, count: int) -> list[dict[s
     ]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outline:
-    """A lesion's outline: an ellipse with waves and spicules."""
+def write_phantoms(
+    out: Path,
+    *,
+    patients: int = 60,
+    images_per_patient: int = 4,
+    size: int = 128,
+    folds: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Writes a phantom data set with RadImageNet's fold files; half of the patients are benign, half malignant.
 
-    centre: tuple[float, float]
-    radius: float
-    aspect: float
-    rotation: float
-    waves: np.ndarray  # [W, 2] amplitude and phase of the waves, from 2 a turn on
-    spicules: np.ndarray  # [S, 3] angle, width and reach
-
-    def distance(self, column: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """From the centre, as a share of the way to the outline: below 1 inside."""
-        x, z = column - self.centre[0], row - self.centre[1]
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        across, down = (x * cos + z * sin) / np.sqrt(self.aspect), (z * cos - x * sin) * np.sqrt(self.aspect)
-        turn = np.linspace(-np.pi, np.pi, 721)
-        reach = self._reach(turn)
-        reach *= self.radius / np.sqrt((reach**2).mean())
-        return np.hypot(across, down) / np.interp(np.arctan2(down, across), turn, reach)
-
-    def _reach(self, angle: np.ndarray) -> np.ndarray:
-        reach = np.ones_like(angle)
-        for turns, (amplitude, phase) in enumerate(self.waves, start=2):
-            reach += amplitude * np.cos(turns * angle + phase)
-        for middle, width, length in self.spicules:
-            away = np.angle(np.exp(1j * (angle - middle)))
-            reach += length * np.exp(-((away / width) ** 2))
-        return reach
-
-
-def _draw_outline(rng: np.random.Generator, scene: Scene) -> Outline:
-    edge, row = scene.fan.cartesian(np.array(scene.lesion_depth), np.array(1.0))
-    room = max(float(edge) - 0.5 - scene.radius, 0.0)
-    waves = np.stack([rng.normal(0, scene.roughness, 6) / np.arange(1, 7) ** 0.7, rng.uniform(0, 2 * np.pi, 6)], axis=1)
-    count = round(scene.spicules)
-    spicules = np.stack(
-        [
-            2 * np.pi * (np.arange(count) + rng.uniform(-0.4, 0.4, count)) / max(count, 1),
-            rng.uniform(0.07, 0.22, count),
-            scene.reach * rng.uniform(0.4, 1.6, count),
-        ],
-        axis=1,
-    )
-    centre = (0.5 + scene.lesion_side * room, float(row))
-    return Outline(centre, scene.radius, scene.aspect, scene.rotation, waves, spicules)
-
-
-def _smooth(rng: np.random.Generator, shape: tuple[int, int], depth: float, beam: float) -> np.ndarray:
-    """Noise of unit variance that varies over `depth` and `beam`, shares of the grid's sides."""
-    field = gaussian_filter(rng.standard_normal(shape), (depth * shape[0], beam * shape[1]), mode="wrap")
-    return field / field.std()
-
-
-def _sheets(rng: np.random.Generator, shape: tuple[int, int], depth: float, beam: float, width: float) -> np.ndarray:
-    """Thin sheets, 1 in their middle: where a smooth field passes zero."""
-    return np.exp(-((_smooth(rng, shape, depth, beam) / width) ** 2))
-
-
-def _tissue(rng: np.random.Generator, scene: Scene, depth: np.ndarray) -> np.ndarray:
-    """Echogenicity in dB of skin, fat with its septa, gland and muscle; float [rows, beams]."""
-    shape, line = depth.shape, (1, depth.shape[1])
-    bend = 0.035 * _smooth(rng, line, 0, 0.12) + 0.012 * _smooth(rng, line, 0, 0.03)
-    fat_end = scene.skin + scene.fat_depth + bend
-    gland_end = scene.skin + scene.fat_depth + scene.gland_depth + 0.02 * _smooth(rng, line, 0, 0.2)
-    fat = scene.fat + scene.septa * _sheets(rng, shape, 0.025, 0.12, 0.14)
-    lobules = 5 * expit(6 * (_smooth(rng, shape, 0.03, 0.06) - 0.8))
-    gland = scene.gland - lobules + 5 * _sheets(rng, shape, 0.018, 0.1, 0.2)
-    muscle = scene.muscle + scene.septa * _sheets(rng, shape, 0.014, 0.25, 0.2)
-    echo = fat + (gland - fat) * expit((depth - fat_end) / 0.006)
-    echo += (muscle - echo) * expit((depth - gland_end) / 0.006)
-    echo += 7 * np.exp(-(((depth - gland_end) / 0.008) ** 2)) * np.clip(_smooth(rng, line, 0, 0.08) + 1.2, 0, 2)
-    skin = -14 - 9 * np.exp(-(((depth - 0.6 * scene.skin) / (0.25 * scene.skin)) ** 2))
-    return np.where(depth < scene.skin, skin, echo)
-
-
-def _with_lesion(
-    rng: np.random.Generator, scene: Scene, echo: np.ndarray, distance: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the lesion into the tissue; returns echogenicity and the loss along each beam so far, both in dB."""
-    inside = expit((1 - distance) / (0.5 * scene.blur))
-    content = scene.fat - scene.darkness + 2 * _smooth(rng, echo.shape, 0.02, 0.03)
-    echo = echo + scene.halo * np.exp(-(((distance - 1 - scene.blur) / (2 * scene.blur + 0.1)) ** 2))
-    # Beams along the sides of a smooth rim stay in it longest, hence the thin shadows from a benign lesion's sides.
-    rim = scene.rim * np.exp(-(((distance - 1) / 0.06) ** 2))
-    loss = np.cumsum(scene.attenuation * inside + rim, axis=0) * (scene.fan.far - scene.fan.near) / len(echo)
-    return echo + (content - echo) * inside, loss
-
-
-def _receive(rng: np.random.Generator, scene: Scene, echo: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """The level in dB of what the scanner receives, float [rows, beams].
-
-    The point-spread function is normal: along the beam of constant width; across it a number of beams wide that grows
-    away from the focus, so that in the fan speckle widens with depth.
-    """
-    rows, beams = echo.shape
-    depth = ((np.arange(rows) + 0.5) / rows)[:, None]
-    amplitude = rng.standard_normal((2, rows, beams)) * 10 ** (echo / 20)
-    along = 0.006 * rows
-    filtered = gaussian_filter1d(amplitude, along, axis=1) * np.sqrt(2 * along * np.sqrt(np.pi))
-    across = 0.008 * beams * (1 + 2 * np.abs(depth - 0.4))
-    transfer = np.exp(-2 * (np.pi * across * np.fft.fftfreq(beams)) ** 2)
-    transfer /= np.sqrt((transfer**2).mean(axis=1, keepdims=True))  # keeps the mean power
-    received = np.fft.ifft(np.fft.fft(filtered[0] + 1j * filtered[1], axis=1) * transfer, axis=1)
-    contact = 2.5 * _smooth(rng, (1, beams), 0, 0.05)
-    received *= 10 ** ((scene.tilt * depth - loss + contact) / 20)
-    noise = rng.standard_normal((2, rows, beams)) * 10 ** ((-66 + 12 * depth) / 20)
-    return 20 * np.log10(np.abs(received + noise[0] + 1j * noise[1]) / np.sqrt(2) + 1e-6)
-
-
-def draw_image(rng: np.random.Generator, scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws a scene.
+    `images/` and, under the same names, `masks/` of the lesions (0 or 255): grey PNG. `manifest.csv`: columns `path`,
+    `patient_id`, `label`, `mask`. `dataframe/phantom_{train,val,test}_fold<k>.csv`: patient by patient.
 
     Args:
-      rng: decides the lesion's outline, the tissue's texture and the speckle.
-      scene: one of `draw_scenes`.
-      size: side in pixels.
+      out: directory, made if need be; must be empty.
+      patients: how many; of an odd number one more is benign.
+      images_per_patient: of the same lesion.
+      size: side of the images in pixels, at least 64.
+      folds: at least 3.
+      seed: of everything, at least 0.
 
     Returns:
-      The image, uint8 [size, size], 0 outside the fan; and the lesion's mask, uint8 [size, size], 0 or 255.
+      What `manifest.csv` holds.
+
+    Raises:
+      UsageError: `out` holds something, or a number is too small.
     """
-    samples = round(1.5 * size)
-    depth, beam = (np.mgrid[:samples, :samples] + 0.5) / samples
-    outline = _draw_outline(rng, scene)
-    distance = outline.distance(*scene.fan.cartesian(depth, beam))
-    echo, loss = _with_lesion(rng, scene, _tissue(rng, scene, depth), distance)
-    level = _receive(rng, scene, echo, loss)
-    row, column = (np.mgrid[:size, :size] + 0.5) / size
-    depth, beam = scene.fan.polar(column, row)
-    seen = map_coordinates(level, np.stack([depth, beam]) * samples - 0.5, order=1, mode="nearest")
-    grey = 255 * (1 + (seen + scene.gain) / scene.dynamic_range)
-    in_fan = (depth >= 0) & (depth <= 1) & (beam >= 0) & (beam <= 1)
-    mask = in_fan & (outline.distance(column, row) < 1)
-    return np.where(in_fan, grey.clip(0, 255).round(), 0).astype(np.uint8), np.where(mask, 255, 0).astype(np.uint8)
+    out = Path(out)
+    least = {"folds": (folds, 3), "patients": (patients, 2 * folds), "size": (size, 64), "seed": (seed, 0)}
+    for name, (value, bound) in (least | {"images_per_patient": (images_per_patient, 1)}).items():
+        if value < bound:
+            raise UsageError(f"{name} is {value}; at least {bound} is needed")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: not an empty directory; choose another, or remove what is there")
+    rng = np.random.default_rng(seed)
+    drawn = [
+        (label, scenes)
+        for place, label in enumerate(CLASSES)
+        for scenes in draw_scenes(rng, label, (patients + 1 - place) // 2, images_per_patient)
+    ]
+    drawn = [drawn[place] for place in rng.permutation(patients)]  # so that the number does not tell the class
+    rows = [
+        (f"images/{name}", f"p{number:03}", label, f"masks/{name}")
+        for number, (label, _) in enumerate(drawn)
+        for name in (f"p{number:03}_{view}.png" for view in range(images_per_patient))
+    ]
+    table = pd.DataFrame(rows, columns=["path", "patient_id", "label", "mask"])
+    labels, groups = table["label"].to_numpy(), table["patient_id"].to_numpy()
+    divided = grouped_folds(labels, groups, folds, seed)
+    for folder in ("images", "masks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    scenes = [scene for _, views in drawn for scene in views]
+    with progress.bar("phantoms", len(table)) as report:
+        for place, (row, scene) in enumerate(zip(table.itertuples(), scenes, strict=True)):
+            image, mask = draw_image(np.random.default_rng([seed, place]), scene, size)
+            Image.fromarray(image).save(out / str(row.path))
+            Image.fromarray(mask).save(out / str(row.mask))
+            report(place + 1, "")
+    table.to_csv(out / "manifest.csv", index=False)
+    write_fold_files(out, "phantom", list(table["path"]), list(labels), divided, list(groups))
+    return table

@@ -47,7 +47,7 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, see
             raise UsageError(f"class {str(name)!r} has {count} {what}, too few for {folds} folds; make fewer folds")
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     cut = splitter(n_splits=folds, shuffle=True, random_state=seed)
-    slices = [test for _, test in cut.split(np.zeros((len(labels), 1)), labels, members)]
+    slices = [test for _, test in cut.split(np.zeros((len(labels), 1)), labels, None if groups is None else members)]
     for part in slices:
         if missing := set(range(len(classes))) - set(labels[part].tolist()):
             name = str(classes[min(missing)])

@@ -21,7 +21,7 @@ from dinojax.config import LossConfig, OptimConfig, TeacherConfig
 from dinojax.dino import losses
 from dinojax.models import VisionTransformer
 from dinojax.models.heads import DINOHead
-from dinojax.optim import WEIGHT_DECAY, adamw, at, layer_decay, multipliers, submodule_norms
+from dinojax.optim import WEIGHT_DECAY, adamw, apply_updates, at, layer_decay, multipliers, submodule_norms
 from dinojax.tree import Params
 
 PROTOTYPES = r"dino_head\.last_layer\..*"
@@ -163,7 +163,7 @@ def make_train_step(
             lambda student: _student_loss(graphs, student, batch, packed, targets, key, loss), has_aux=True
         )(state.student)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.student)
-        student = {path: value + updates[path] for path, value in state.student.items()}
+        student = apply_updates(state.student, updates)
         momentum = at(schedules.momentum, state.step)
         teacher = {path: momentum * value + (1 - momentum) * student[path] for path, value in state.teacher.items()}
 

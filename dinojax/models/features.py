@@ -7,6 +7,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,7 +110,7 @@ def _to_unit_range(images: np.ndarray | jax.Array, preprocessing: Preprocessing)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be uint8, uint16 or floating point, got {images.dtype}")
     # Inside a transformation the values are not known; there the caller answers for the range.
-    if not isinstance(images, jax.core.Tracer) and images.size:
+    if not isinstance(images, Tracer) and images.size:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0.0 and high <= 1.0):
             raise ValueError(f"floating-point images must lie in 0..1, got {low:.3g}..{high:.3g}")

@@ -121,8 +121,9 @@ def load_model(directory: str | Path, **overrides: object) -> VisionTransformer:
     description = read_description(directory)
     try:
         arguments = arguments_of(description["name"], **{**description["arguments"], **overrides})
-        stored = description["preprocessing"]
-        preprocessing = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        stored: dict[str, Any] = description["preprocessing"]
+        lists = {key: tuple(value) for key, value in stored.items() if isinstance(value, list)}
+        preprocessing = Preprocessing(**{**stored, **lists})
     except (KeyError, TypeError) as error:
         raise RunError(f"{Path(directory) / 'model.json'} is not one of this version: {error!r}") from error
     graph, expected = tree.split(nnx.eval_shape(lambda: VisionTransformer(description["name"], arguments, nnx.Rngs(0))))

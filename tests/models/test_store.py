@@ -11,12 +11,13 @@ from flax import nnx
 
 import dinojax
 from dinojax.errors import RunError, UsageError
+from dinojax.models import VisionTransformer
 from dinojax.models.store import read_params
 
 TINY = {"width": 32, "depth": 1, "heads": 2, "image_size": 28}
 
 
-def tiny(seed: int = 0, **overrides: object) -> dinojax.models.VisionTransformer:
+def tiny(seed: int = 0, **overrides: object) -> VisionTransformer:
     return dinojax.create_model("vitt14", rngs=nnx.Rngs(seed), **{**TINY, **overrides})
 
 

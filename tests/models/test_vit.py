@@ -57,7 +57,7 @@ def test_golden_masked_and_intermediate(name: str) -> None:
     expected = golden["masked.patch"]
     patches = np.asarray(masked.patches).reshape(2, -1, expected.shape[-1])
     goldens.assert_close(masked.pooled, golden["masked.cls"], TOLERANCE[name])
-    goldens.assert_close(patches[:: 1, :: 1 if len(patches[0]) == len(expected[0]) else 32], expected, TOLERANCE[name])
+    goldens.assert_close(patches[::1, :: 1 if len(patches[0]) == len(expected[0]) else 32], expected, TOLERANCE[name])
     expected = golden["intermediate.cls"]
     features = jax.jit(lambda m, x: m.intermediate(x, blocks=len(expected)))(model, x)
     goldens.assert_close(np.stack([f.pooled for f in features]), expected, TOLERANCE[name])
