@@ -73,6 +73,8 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **metrics, "time": dict(time)}) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Closes the file."""
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()

@@ -177,6 +177,12 @@ class PretrainConfig:
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
 
+    def __post_init__(self) -> None:
+        _check_positive(self, "batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "groups")
+        _check_positive(self, *(name for name in ("steps", "steps_per_epoch") if getattr(self, name) is not None))
+        if self.batch_size % self.groups:
+            raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
@@ -246,6 +252,12 @@ class FinetuneConfig:
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=1.0))
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise UsageError(f"{name} is {getattr(config, name)}; it must be above 0")
 
 
 class Parser(jsonargparse.ArgumentParser):

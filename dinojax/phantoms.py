@@ -57,11 +57,11 @@ def sheet(out: Path, table: pd.DataFrame, columns: int = 6) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for label, line in zip(CLASSES, axes, strict=True):
-        shown = table[table["label"] == label].drop_duplicates("patient_id").head(columns)
-        for axis, row in zip(line, shown.itertuples(), strict=False):
-            axis.imshow(np.asarray(Image.open(out / str(row.path))), cmap="gray", vmin=0, vmax=255)
-            outline = np.asarray(Image.open(out / str(row.mask)))
-            axis.contour(outline, levels=[127], colors="gold", linewidths=0.8)
-            axis.set_title(f"{label}, {row.patient_id}", fontsize=9)
+        shown = table[(table["label"] == label) & ~table["patient_id"].duplicated()]
+        # There may be fewer patients than columns.
+        for axis, path, mask, patient in zip(line, shown["path"], shown["mask"], shown["patient_id"], strict=False):
+            axis.imshow(np.asarray(Image.open(out / path)), cmap="gray", vmin=0, vmax=255)
+            axis.contour(np.asarray(Image.open(out / mask)), levels=[127], colors="gold", linewidths=0.8)
+            axis.set_title(f"{label}, {patient}", fontsize=9)
     figure.suptitle("Phantoms, lesions outlined", fontsize=11)
     figure.savefig(out / "phantoms.png", dpi=110)

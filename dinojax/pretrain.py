@@ -1,7 +1,6 @@
 """`python -m dinojax pretrain`: continues or begins DINOv2's self-supervised pre-training on a folder of images."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,13 +55,13 @@ def main(arguments: list[str]) -> None:
     batches = pipeline.prefetch(
         pretraining.read_batches(config, source, start), lambda batch: sharding.put_batch(mesh, batch)
     )
-    if start == 0:
-        first = next(batches)
-        views = jax.jit(augment)(first)
+
+    def show(batch: DeviceBatch) -> None:
+        views = jax.jit(augment)(batch)
         sheets.crop_sheet(views["globals"], views["locals"], backbone.preprocessing, out / "figures" / "crops.png")
-        batches = itertools.chain([first], batches)
+
     try:
-        state = train(config, step, state, batches, steps, checkpoints)
+        state = train(config, step, state, batches, steps, checkpoints, show)
     finally:
         checkpoints.close()
         list_skipped([*headers.bad, *source.skipped], out / "skipped_files.csv")
@@ -81,11 +80,16 @@ def train(
     batches: Iterator[DeviceBatch],
     steps: int,
     checkpoints: Checkpoints,
+    show: Callable[[DeviceBatch], None],
 ) -> dino.TrainState:
     """Takes the steps that are left. A signal or an unreadable file ends the run after its state is saved."""
     start = int(state.step)
-    log = MetricsLog(Path(config.out) / "metrics.jsonl", start)
-    with StopRequest() as stop, progress.bar("pre-training", steps, start) as bar:
+    metrics_file = Path(config.out) / "metrics.jsonl"
+    with (
+        MetricsLog(metrics_file, start) as log,
+        StopRequest() as stop,
+        progress.bar("pre-training", steps, start) as bar,
+    ):
         began, waited, logged, note = time.perf_counter(), 0.0, start, ""
         for done in range(start + 1, steps + 1):
             asked = time.perf_counter()
@@ -96,6 +100,8 @@ def train(
                 advice = "mend it, or go on with --on_bad_file skip"
                 raise RunError(f"{error}; stopped with the state saved after step {done - 1}: {advice}") from error
             waited += time.perf_counter() - asked
+            if done == 1:
+                show(batch)
             state, metrics = step(state, batch)
             if done % config.log_every == 0 or done == steps:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -111,5 +117,4 @@ def train(
                 checkpoints.save(done, state)
             if stop.name and done < steps:
                 raise Stopped(f"{stop.name} at step {done}: the state is saved, and the same command goes on")
-    log.close()
     return state

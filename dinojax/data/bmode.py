@@ -11,7 +11,7 @@ Lengths are in sides of the image, depths in shares of the depth shown, levels i
 import dataclasses
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
+from scipy.ndimage import gaussian_filter1d, map_coordinates
 from scipy.special import expit
 
 _MARGIN = 0.02  # black around the fan
@@ -150,7 +150,9 @@ def _draw_outline(rng: np.random.Generator, scene: Scene) -> Outline:
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int], depth: float, beam: float) -> np.ndarray:
     """Noise of unit variance that varies over `depth` and `beam`, shares of the grid's sides."""
-    field = gaussian_filter(rng.standard_normal(shape), (depth * shape[0], beam * shape[1]), mode="wrap")
+    rows, beams = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
+    transfer = np.exp(-2 * np.pi**2 * ((rows * depth * shape[0]) ** 2 + (beams * beam * shape[1]) ** 2))
+    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(shape)) * transfer, s=shape)
     return field / field.std()
 
 

@@ -43,7 +43,7 @@ _LESION: dict[str, Ranges] = {
         "reach": (0, 0),
         "blur": (0.03, 0.07),
         "darkness": (5, 12),
-        "attenuation": (-50, 5),
+        "attenuation": (-50, 0),
         "halo": (0, 2),
         "rim": (30, 30),
     },
@@ -54,7 +54,7 @@ _LESION: dict[str, Ranges] = {
         "reach": (0.15, 0.45),
         "blur": (0.1, 0.25),
         "darkness": (5, 13),
-        "attenuation": (0, 58),
+        "attenuation": (3, 58),
         "halo": (2, 6),
         "rim": (0, 0),
     },
@@ -71,7 +71,7 @@ _VIEW: Ranges = {
     "radius": (-0.015, 0.015),
     "aspect": (-0.1, 0.1),
     "darkness": (-5, 5),
-    "attenuation": (-40, 40),
+    "attenuation": (-37, 37),
     "shown": (0.58, 0.72),
     "lesion_depth": (0.26, 0.54),
     "lesion_side": (-0.8, 0.8),
@@ -164,10 +164,10 @@ def write_phantoms(
         (out / folder).mkdir(parents=True, exist_ok=True)
     scenes = [scene for _, views in drawn for scene in views]
     with progress.bar("phantoms", len(table)) as report:
-        for place, (row, scene) in enumerate(zip(table.itertuples(), scenes, strict=True)):
+        for place, ((path, _, _, mask_path), scene) in enumerate(zip(rows, scenes, strict=True)):
             image, mask = draw_image(np.random.default_rng([seed, place]), scene, size)
-            Image.fromarray(image).save(out / str(row.path))
-            Image.fromarray(mask).save(out / str(row.mask))
+            Image.fromarray(image).save(out / path)
+            Image.fromarray(mask).save(out / mask_path)
             report(place + 1, "")
     table.to_csv(out / "manifest.csv", index=False)
     write_fold_files(out, "phantom", list(table["path"]), list(labels), divided, list(groups))

@@ -7,6 +7,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from dinojax.data.splits import Fold
 from dinojax.evaluation.knn import knn_majority
@@ -48,7 +49,9 @@ def logistic_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> 
       float64 [M, C], probabilities.
     """
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    return np.asarray(classifier.fit(train.astype(np.float64), labels).predict_proba(test.astype(np.float64)))
+    # Its threads wait for one another in every small step, for minutes on a busy machine.
+    with threadpool_limits(1):
+        return np.asarray(classifier.fit(train.astype(np.float64), labels).predict_proba(test.astype(np.float64)))
 
 
 def knn_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:

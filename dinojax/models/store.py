@@ -78,6 +78,7 @@ def write_model(
             # safetensors writes an array's buffer whatever its strides say.
             contiguous = {path: np.ascontiguousarray(array) for path, array in arrays.items()}
             safetensors.numpy.save_file(contiguous, partial / f"{file}.safetensors")
+            (partial / f"{file}.safetensors").chmod(0o644)  # safetensors writes for the owner alone; models are shared
         (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
         if directory.exists():
             shutil.rmtree(directory)

@@ -75,10 +75,10 @@ def test_two_folds_leave_nothing_to_train_on():
 
 
 def test_a_slice_without_a_class_is_refused():
-    # The patient with one "no" and four "yes" outweighs the others, so two of the three with a "no" end together.
+    # One patient has more than the others together, and two of the three with a "yes" end in one slice.
     groups = np.array(["a"] + ["b"] * 2 + ["c"] + ["d"] * 5)
     labels = np.array(["yes", "no", "yes", "no", "no", "yes", "yes", "yes", "yes"])
-    with pytest.raises(UsageError, match=r"too unequal: one of 3 folds has no 'no'; make fewer folds"):
+    with pytest.raises(UsageError, match=r"too unequal: one of 3 folds has no 'yes'; make fewer folds"):
         grouped_folds(labels, groups, 3, seed=0)
 
 
