@@ -280,7 +280,7 @@ def parse(config: type[T], arguments: Sequence[str], verb: str, *, positional: b
       UsageError: an unknown key, a wrong type, a missing key or an unreadable file, by name.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=f"python -m dinojax {verb}")
+    parser = Parser(prog=f"python -m dinojax {verb}", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of keys, such as a preset from configs/")
     parser.add_class_arguments(config, nested_key=None, as_positional=positional)
     values = parser.instantiate(parser.parse_args(list(arguments)))

@@ -10,21 +10,23 @@ from pathlib import Path
 from dinojax import config as configuration
 from dinojax.errors import RunError, UsageError
 
-# Small enough for two cores: the backbone and the recipe of configs/pretrain/laptop.yaml, and fewer steps.
+# The recipe of configs/pretrain/laptop.yaml; a test holds the two together.
 PRETRAIN = """
-    --batch_size 32 --epochs 16 --steps_per_epoch null --log_every 1
+    --batch_size 32 --epochs 40 --steps_per_epoch null --log_every 1 --checkpoint_every 200
     --model.name vitt14 --model.depth 6 --model.image_size 84 --model.channels 1 --model.layer_scale 1.0
-    --crops.global_size 84 --crops.global_scale [0.4,1.0]
-    --crops.local_size 42 --crops.local_scale [0.1,0.4] --crops.locals 4
-    --photometry.brightness 0.3 --photometry.contrast 0.3 --photometry.blur_sigma [0.1,1.0]
-    --photometry.blur_global1 0.5 --photometry.blur_global2 0.5 --photometry.solarize_global2 0
+    --crops.global_size 84 --crops.global_scale [0.6,1.0]
+    --crops.local_size 42 --crops.local_scale [0.15,0.5] --crops.locals 4
+    --photometry.jitter 0.5 --photometry.brightness 0.3 --photometry.contrast 0.3 --photometry.grayscale 0
+    --photometry.blur_global1 0.2 --photometry.blur_global2 0.2 --photometry.blur_local 0.2
+    --photometry.blur_sigma [0.1,1.0] --photometry.solarize_global2 0
     --head.prototypes 1024 --head.hidden 512 --head.bottleneck 128 --loss.ibot_weight 0
-    --teacher.momentum 0.996 --teacher.temperature_start 0.02 --teacher.temperature 0.02
-    --optim.lr 1e-3 --optim.lr_scaling none --optim.warmup_epochs 2 --optim.weight_decay_end 0.04
+    --teacher.momentum 0.94 --teacher.temperature_start 0.02 --teacher.temperature 0.02
+    --teacher.temperature_warmup_epochs 0
+    --optim.lr 5e-4 --optim.lr_scaling none --optim.warmup_epochs 2.5 --optim.weight_decay_end 0.04
     --optim.layer_decay 1 --optim.patch_embed_lr 1 --optim.freeze_prototypes_epochs 0
 """
 FINETUNE = """
-    --image_size 84 --normalisation checkpoint --lrs [3e-4] --batch_sizes [16] --epochs 8
+    --image_size 84 --normalisation checkpoint --lrs [3e-4] --batch_sizes [16] --epochs 15
     --classifier.renormalise false --classifier.hidden 0
 """
 BACKBONE = "--model.name vitt14 --model.depth 6 --model.image_size 84 --model.channels 1"
