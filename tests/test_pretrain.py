@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 
 import dinojax
-from dinojax import pretrain, pretraining, progress, sharding
+from dinojax import pretrain, pretraining, progress
 from dinojax.config import PretrainConfig, parse
 from dinojax.dino import step as dino
 from dinojax.errors import RunError, Stopped, UsageError
 
 TINY = shlex.split("""
     --batch_size 8 --steps 6 --epochs 3 --log_every 1 --checkpoint_every 2
-    --model.name vitt14 --model.width 32 --model.depth 2 --model.heads 2 --model.image_size 56
+    --model.name vitt14 --model.width 32 --model.depth 2 --model.heads 2 --model.image_size 56 --model.layer_scale 1.0
     --crops.global_size 56 --crops.local_size 28 --crops.locals 2
     --head.prototypes 64 --head.hidden 32 --head.bottleneck 16
-    --optim.warmup_epochs 1 --optim.lr 0.01 --optim.lr_scaling none --drop_path 0.3
+    --optim.warmup_epochs 1 --optim.lr 0.001 --optim.lr_scaling none --drop_path 0.3
 """)
 
 
@@ -78,7 +78,7 @@ def test_the_teacher_moves_and_is_what_is_saved(images: Path, finished: Path) ->
     before = pretraining.make_backbone(config)
     after = dinojax.load_model(finished / "model")
     moved = np.abs(np.asarray(after.blocks[1].attn.proj.kernel[...] - before.blocks[1].attn.proj.kernel[...])).max()
-    assert 0 < moved < 0.01
+    assert 0 < moved < 0.006
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def test_another_seed_is_another_run(images: Path, finished: Path, tmp_path: Pat
 
 def test_a_changed_configuration_is_refused_by_name(images: Path, finished: Path) -> None:
     command = [*TINY, "--data", str(images), "--out", str(finished), "--optim.lr", "0.02"]
-    with pytest.raises(UsageError, match=r"optim\.lr was 0\.01, is 0\.02.*--accept_changes optim\.lr"):
+    with pytest.raises(UsageError, match=r"optim\.lr was 0\.001, is 0\.02.*--accept_changes optim\.lr"):
         pretrain.main(command)
 
 
@@ -171,33 +171,6 @@ def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[
         pretrain.main([*TINY, "--data", str(images), "--out", str(tmp_path / "run"), *arguments])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("groups", [1, 4])
-def test_one_device_and_eight_take_the_same_steps(groups: int, images: Path) -> None:
-    options = ["--data", str(images), "--out", "x", "--drop_path", "0", "--groups", str(groups)]
-    config = parse(PretrainConfig, [*TINY, *options], "pretrain")
-    backbone = pretraining.make_backbone(config)
-    graphs, params = dino.split_modules(backbone, pretraining.make_head(config, backbone.width))
-    schedules = dino.make_schedules(6, 3, 8, config.optim, config.teacher)
-    optimizer = dino.make_optimizer(params, 2, schedules, config.optim, frozen_steps=2)
-    bound = pretraining.masked_bound(config)
-    train_step = dino.make_train_step(graphs, optimizer, schedules, config.loss, bound, groups)
-    augment = pretraining.make_augment(config, backbone)
-    source, _ = pretraining.open_source(config, backbone.channels)
-    seen = []
-    for devices in (1, 8):
-        mesh = sharding.make_mesh(8, devices)
-        everywhere = sharding.replicated(mesh)
-        step = jax.jit(lambda s, b: train_step(s, augment(b)), out_shardings=(everywhere, everywhere))
-        state = jax.device_put(dino.init_state(params, optimizer), everywhere)
-        batches = pretraining.read_batches(config, source, 0)
-        for _ in range(3):
-            state, values = step(state, sharding.put_batch(mesh, next(batches)))
-            seen.append({name: float(value) for name, value in values.items()})
-    for one, eight in zip(seen[:3], seen[3:], strict=True):
-        for name in one:
-            assert one[name] == pytest.approx(eight[name], rel=1e-5), name
 
 
 def test_an_untrained_head_starts_at_log_k(images: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import dinojax
-from dinojax import tree
+from dinojax import sharding, tree
 from dinojax.config import LossConfig, OptimConfig
 from dinojax.dino import step as dino
 from dinojax.models.heads import DINOHead
@@ -46,17 +46,22 @@ def batch(step: int, masks: np.ndarray) -> dino.Batch:
     return {"globals": crops("global", 2, 70), "locals": crops("local", 8, 42), "masks": batched}
 
 
-@pytest.mark.parametrize("centering", ["sinkhorn_knopp", "centering"])
-def test_golden_steps(centering: str) -> None:
+@pytest.mark.parametrize(
+    ("centering", "devices", "groups"),
+    [("sinkhorn_knopp", 1, 1), ("centering", 1, 1), ("sinkhorn_knopp", 4, 1), ("centering", 4, 4)],
+)
+def test_golden_steps(centering: str, devices: int, groups: int) -> None:
+    """Also spread over devices, and with the masked patches packed in groups: the losses see the global batch."""
     golden = goldens.load(f"ssl_steps_{centering}.npz")
     graphs, params = modules()
     loss = LossConfig(centering="sinkhorn_knopp" if centering == "sinkhorn_knopp" else "softmax")
     optimizer = dino.make_optimizer(params, 2, STEPS, OptimConfig(), frozen_steps=1)
     bound = max(int(golden[f"step{i}.masks"].sum()) for i in range(3)) + 5
-    step = jax.jit(dino.make_train_step(graphs, optimizer, STEPS, loss, bound), donate_argnums=0)
-    state = dino.init_state(params, optimizer)
+    step = jax.jit(dino.make_train_step(graphs, optimizer, STEPS, loss, bound, groups), donate_argnums=0)
+    mesh = sharding.make_mesh(4, devices)
+    state = jax.device_put(dino.init_state(params, optimizer), sharding.replicated(mesh))
     for i in range(3):
-        state, metrics = step(state, batch(i, golden[f"step{i}.masks"]))
+        state, metrics = step(state, jax.device_put(batch(i, golden[f"step{i}.masks"]), sharding.batch_sharding(mesh)))
         for ours, published in {
             "dino_local": "dino_local",
             "dino_global": "dino_global",
