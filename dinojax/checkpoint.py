@@ -40,12 +40,13 @@ class Checkpoints:
             return None
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            restored: Any = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(
                 f"{self._directory / str(step)} cannot be restored ({reason}); remove it to go on from an earlier one"
             ) from error
+        return restored
 
     def close(self) -> None:
         """Waits until everything is written."""

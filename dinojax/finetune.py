@@ -10,13 +10,12 @@ import numpy as np
 from flax import nnx
 
 from dinojax import config as configuration
-from dinojax import progress, tree
+from dinojax import progress, sharding, tree
 from dinojax import study as studies
 from dinojax.cases import Cases, load_cases
 from dinojax.config import FinetuneConfig
 from dinojax.data.sources import list_skipped, read_records
 from dinojax.errors import Stopped, UsageError
-from dinojax.evaluation.features import widest_mesh
 from dinojax.evaluation.folds import folds_table, make_folds
 from dinojax.finetuning import Recipe, fit, make_grid, make_steps
 from dinojax.models import Preprocessing, VisionTransformer, create_model
@@ -87,7 +86,7 @@ def train_units(
     details = {"classifier": head, "image_size": config.image_size, "normalisation": config.normalisation}
     graph, params = tree.split(Classifier(backbone, **head, rngs=nnx.Rngs(0)))
     steps = {
-        batch_size: make_steps(graph, params, config.weight_decay, widest_mesh(batch_size))
+        batch_size: make_steps(graph, params, config.weight_decay, sharding.widest_mesh(batch_size))
         for batch_size in config.batch_sizes
     }
     for batch_size, made in steps.items():

@@ -26,6 +26,11 @@ def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
 
 
+def widest_mesh(batch_size: int) -> Mesh:
+    """A mesh of as many devices as divide the batch evenly."""
+    return make_mesh(batch_size, max(n for n in range(1, jax.device_count() + 1) if batch_size % n == 0))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

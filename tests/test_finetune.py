@@ -21,10 +21,10 @@ from dinojax.cases import Cases
 from dinojax.config import AugmentConfig
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, Stopped, UsageError
-from dinojax.evaluation.features import widest_mesh
 from dinojax.finetuning import Fitted, Recipe, Setting, Steps, cross_entropy, fit, make_grid, make_steps, predict
 from dinojax.models.heads import Classifier
 from dinojax.models.store import read_params
+from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
 from tests.tasks import TINY, write_task
 

@@ -46,7 +46,7 @@ def extract(model: VisionTransformer, batches: Iterable[Batch]) -> Extracted:
     mesh, pieces = None, []
     for batch in batches:
         if mesh is None:
-            mesh = widest_mesh(len(batch["image"]))
+            mesh = sharding.widest_mesh(len(batch["image"]))
             params = jax.device_put(params, sharding.replicated(mesh))
         images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
         pooled, mean_patch = jax.device_get(run(params, images))
@@ -55,8 +55,3 @@ def extract(model: VisionTransformer, batches: Iterable[Batch]) -> Extracted:
     if not pieces:
         raise ValueError("there are no batches to extract features from")
     return Extracted(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
-
-
-def widest_mesh(batch_size: int) -> jax.sharding.Mesh:
-    """A mesh of as many devices as divide the batch evenly."""
-    return sharding.make_mesh(batch_size, max(n for n in range(1, jax.device_count() + 1) if batch_size % n == 0))

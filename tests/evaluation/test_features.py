@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from dinojax import create_model, preprocess
-from dinojax.evaluation.features import extract, widest_mesh
+from dinojax.evaluation.features import extract
+from dinojax.sharding import widest_mesh
 
 
 @pytest.mark.parametrize("batch_size", [3, 4])
