@@ -180,8 +180,22 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "groups")
         _check_positive(self, *(name for name in ("steps", "steps_per_epoch") if getattr(self, name) is not None))
+        _check_seed(self.seed)
         if self.batch_size % self.groups:
             raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
+        if self.crops.locals < 0:
+            raise UsageError(f"crops.locals is {self.crops.locals}; it must be 0 or above")
+        shares = {
+            "crops.global_scale": self.crops.global_scale,
+            "crops.local_scale": self.crops.local_scale,
+            "masking.ratio": self.masking.ratio,
+            "masking.probability": (self.masking.probability, 1.0),
+        }
+        for name, (low, high) in shares.items():
+            if not 0 <= low <= high <= 1:
+                raise UsageError(
+                    f"{name}: {low:g} to {high:g} is no range of shares; it must lie in 0..1, the lower first"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,11 +267,19 @@ class FinetuneConfig:
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
 
 def _check_positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) <= 0:
             raise UsageError(f"{name} is {getattr(config, name)}; it must be above 0")
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; it must be 0 or above")
 
 
 class Parser(jsonargparse.ArgumentParser):

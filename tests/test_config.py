@@ -55,6 +55,11 @@ def test_the_command_line_goes_before_the_preset() -> None:
         ([*REQUIRED, "--crops.global_scale", "[0.3]"], "crops.global_scale"),
         ([*REQUIRED, "--loss.centering", "none"], "loss.centering"),
         ([*REQUIRED, "--config", "nowhere.yaml"], "nowhere.yaml"),
+        ([*REQUIRED, "--batch_size", "0"], "batch_size is 0"),
+        ([*REQUIRED, "--seed", "-1"], "seed is -1"),
+        ([*REQUIRED, "--groups", "3"], "groups 3"),
+        ([*REQUIRED, "--masking.ratio", "[0.5,0.1]"], "masking.ratio"),
+        ([*REQUIRED, "--crops.locals", "-1"], "crops.locals"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key(arguments: list[str], named: str) -> None:
