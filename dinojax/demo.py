@@ -10,9 +10,9 @@ from pathlib import Path
 from dinojax import config as configuration
 from dinojax.errors import RunError, UsageError
 
-# The recipe of configs/pretrain/laptop.yaml; a test holds the two together.
+# The recipe of configs/pretrain/laptop.yaml, for fewer epochs; a test holds the two together.
 PRETRAIN = """
-    --batch_size 32 --epochs 40 --steps_per_epoch null --log_every 1 --checkpoint_every 200
+    --batch_size 32 --epochs 28 --steps_per_epoch null --log_every 1 --checkpoint_every 200
     --model.name vitt14 --model.depth 6 --model.image_size 84 --model.channels 1 --model.layer_scale 1.0
     --crops.global_size 84 --crops.global_scale [0.6,1.0]
     --crops.local_size 42 --crops.local_scale [0.15,0.5] --crops.locals 4
@@ -26,7 +26,7 @@ PRETRAIN = """
     --optim.layer_decay 1 --optim.patch_embed_lr 1 --optim.freeze_prototypes_epochs 0
 """
 FINETUNE = """
-    --image_size 84 --normalisation checkpoint --lrs [3e-4] --batch_sizes [16] --epochs 15
+    --image_size 84 --normalisation checkpoint --lrs [3e-4] --batch_sizes [16] --epochs 12
     --classifier.renormalise false --classifier.hidden 0
 """
 BACKBONE = "--model.name vitt14 --model.depth 6 --model.image_size 84 --model.channels 1"

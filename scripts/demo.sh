@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on phantoms, from nothing but Python 3.11: about 6 minutes on 2 cores after the installation.
+# The main job on phantoms, from nothing but Python 3.11: about 5 minutes on 2 cores after the installation.
 # Usage: scripts/demo.sh [OUT]     OUT: a new folder, by default demo_out
 set -euo pipefail
 out=$(realpath -m "${1:-demo_out}")
