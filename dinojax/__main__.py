@@ -34,6 +34,14 @@ def main() -> int:
             raise
         print(f"dinojax {verb}: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        if debug:
+            raise
+        print(f"dinojax {verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"dinojax {verb}: interrupted; nothing that was not saved before is kept", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -183,8 +183,13 @@ class PretrainConfig:
         _check_seed(self.seed)
         if self.batch_size % self.groups:
             raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
-        if self.crops.locals < 0:
-            raise UsageError(f"crops.locals is {self.crops.locals}; it must be 0 or above")
+        for name, value in {
+            "crops.locals": self.crops.locals,
+            "optim.clip": self.optim.clip,
+            "threads": self.threads,
+        }.items():
+            if value < 0:
+                raise UsageError(f"{name} is {value}; it must be 0 or above")
         shares = {
             "crops.global_scale": self.crops.global_scale,
             "crops.local_scale": self.crops.local_scale,
@@ -278,8 +283,8 @@ def _check_positive(config: object, *names: str) -> None:
 
 
 def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; it must be 0 or above")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed is {seed}; it must be 0 or above, and below 2^32")
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -25,7 +25,7 @@ from dinojax.signals import StopRequest
 from dinojax.study import Study
 
 # A change of anything else would mix the units of two recipes.
-CHANGEABLE = ("data", "data_root", "init")
+CHANGEABLE = ("data", "data_root")
 
 
 def main(arguments: list[str]) -> None:

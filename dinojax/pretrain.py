@@ -1,6 +1,7 @@
 """`python -m dinojax pretrain`: continues or begins DINOv2's self-supervised pre-training on a folder of images."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from dinojax.config import PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.sources import BadFile, list_skipped
 from dinojax.dino import step as dino
-from dinojax.errors import RunError, Stopped
+from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.evaluation import plots, sheets
 from dinojax.models.store import save_model
 from dinojax.signals import StopRequest
@@ -50,11 +51,12 @@ def main(arguments: list[str]) -> None:
     state = jax.device_put(dino.init_state(params, optimizer), replicated)
     state = checkpoints.restore(state) or state
     start = int(state.step)
+    if start > steps:
+        raise UsageError(f"{out} is at step {start}, beyond the {steps} steps asked for; raise steps or epochs")
     note = f"going on after step {start}" if start else "the first one compiles"
     print(f"{steps} steps of {config.batch_size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
-    batches = pipeline.prefetch(
-        pretraining.read_batches(config, source, start), lambda batch: sharding.put_batch(mesh, batch)
-    )
+    due = itertools.islice(pretraining.read_batches(config, source, start), steps - start)
+    batches = pipeline.prefetch(due, lambda batch: sharding.put_batch(mesh, batch))
 
     def show(batch: DeviceBatch) -> None:
         views = jax.jit(augment)(batch)

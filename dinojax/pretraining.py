@@ -49,9 +49,10 @@ def total_steps(config: PretrainConfig, images: int) -> int:
     """Length of the run in steps."""
     if images < config.batch_size:
         raise UsageError(f"batch_size {config.batch_size} is more than the {images} images of {config.data}; lower it")
-    if config.steps is not None:
-        return config.steps
-    return round(config.epochs * (config.steps_per_epoch or images // config.batch_size))
+    steps = config.steps or round(config.epochs * (config.steps_per_epoch or images // config.batch_size))
+    if steps < 1:
+        raise UsageError(f"epochs {config.epochs:g} make no step; raise them")
+    return steps
 
 
 def make_head(config: PretrainConfig, width: int) -> DINOHead:

@@ -190,7 +190,7 @@ def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest
         (["--batch_sizes", "[0]"], "must be above 0"),
         (
             ["--accept_changes", "epochs"],
-            "--accept_changes epochs: choose another --out; only data, data_root, init may change",
+            "--accept_changes epochs: choose another --out; only data, data_root may change",
         ),
         (["--init", "nowhere"], "nowhere is not a model directory"),
     ],

@@ -21,7 +21,7 @@ def sinkhorn_knopp(logits: jax.Array, temperature: jax.Array | float, valid: jax
     exponent = logits / temperature
     if valid is not None:
         exponent = jnp.where(valid[:, None], exponent, -jnp.inf)
-    count = jnp.asarray(len(logits) if valid is None else valid.sum(), logits.dtype)
+    count = jnp.asarray(len(logits) if valid is None else jnp.maximum(valid.sum(), 1), logits.dtype)
     largest = exponent.max()  # a common factor, which the first normalisation takes out again
     e = jnp.exp(exponent - jnp.where(jnp.isfinite(largest), largest, 0.0))
     by_sample = jnp.full((len(logits),), 1.0)

@@ -49,7 +49,8 @@ def draw(
 def bound(images: int, patches: int, probability: float, ratio: tuple[float, float], groups: int = 1) -> int:
     """The largest number of masked patches that one group of a batch can have."""
     masked = int(images // groups * probability)
-    return sum(int(patches * high) for high in np.linspace(*ratio, masked + 1)[1:])
+    # Never 0: a batch without any mask still has one row, of padding.
+    return max(sum(int(patches * high) for high in np.linspace(*ratio, masked + 1)[1:]), 1)
 
 
 def _block_mask(rng: np.random.Generator, grid: tuple[int, int], target: int) -> np.ndarray:

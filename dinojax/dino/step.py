@@ -169,6 +169,7 @@ def make_train_step(
 
         metrics = {
             "loss": jnp.asarray(sum(terms.values())),
+            **{name: jnp.zeros(()) for name in ("dino_local", "ibot") if name not in terms},
             **terms,
             "target_entropy": losses.entropy(targets.dino).mean(),
             "mean_target_entropy": losses.entropy(targets.dino.mean((0, 1))),

@@ -208,6 +208,8 @@ class VisionTransformer(nnx.Module):
 
     def intermediate(self, x: jax.Array, blocks: int = 4) -> tuple[Features, ...]:
         """Features after each of the last `blocks` blocks, the final norm applied to each; last block last."""
+        if not 1 <= blocks <= len(self.blocks):
+            raise ValueError(f"blocks must be 1 to {len(self.blocks)}, got {blocks}")
         grid = self._grid(x)
         tokens = self._tokens(x, None)
         outputs = []
