@@ -24,8 +24,8 @@ class _Parser(argparse.ArgumentParser):
 def convert_file(source: Path, directory: Path, heads: int | None = None) -> Converted:
     """Writes the model in a weight file as a model directory, whole or not at all.
 
-    Projection heads of a teacher checkpoint are kept beside the backbone (`dino_head.safetensors`), so that its
-    pre-training can go on.
+    Projection heads of a teacher checkpoint are kept beside the backbone (`dino_head.safetensors`);
+    `pretrain` begins with a head of its own and does not read them.
 
     Args:
       source: a DINOv2 hub file or `teacher_checkpoint.pth`, or a `.safetensors` file with the same names.
