@@ -1,9 +1,17 @@
 """`python -m dinojax VERB`: a verb is a module of this package, imported only when it is asked for."""
 
 import importlib
+import os
 import sys
+from pathlib import Path
 
 from dinojax.errors import RunError
+
+# glibc asks for huge pages, and keeps what it has for the next step, only where it is told to before a process starts.
+HUGE_PAGES = (
+    "GLIBC_TUNABLES",
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:glibc.malloc.arena_max=1",
+)
 
 VERBS = {
     "demo": "the main job on phantoms: pre-train, fine-tune two starting points, report",
@@ -45,5 +53,19 @@ def main() -> int:
     return 0
 
 
+def use_huge_pages() -> None:
+    """Starts this process anew with huge pages where the kernel grants them on demand.
+
+    A pre-training step on a CPU spends a fifth of its time in the kernel otherwise, which hands over the memory of its
+    arrays in pages of 4 KiB, every step anew (BENCHMARKS.md). A setting that the user made stands.
+    """
+    name, value = HUGE_PAGES
+    granted = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if name not in os.environ and granted.exists() and "[madvise]" in granted.read_text():
+        os.environ[name] = value
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    use_huge_pages()
     sys.exit(main())

@@ -7,11 +7,9 @@ given on the command line (`--optim.lr 1e-4`), types are checked, and an unknown
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import jsonargparse
-import yaml
 
 from dinojax.errors import UsageError
 
@@ -30,6 +28,8 @@ class ModelConfig:
     """Side of the image, in pixels, whose patch grid the positional embeddings have."""
     channels: int | None = None
     """1 for a backbone that reads grey images, 3 for RGB."""
+    mlp: Literal["gelu", "swiglu"] | None = None
+    """Of the blocks: two layers with GELU, or SiLU-gated as in ViT-g."""
     layer_scale: float = 1e-5
     """What LayerScale starts from; 1e-5 as published for training from scratch."""
 
@@ -46,6 +46,8 @@ class CropsConfig:
     horizontal_flip: float = 0.5
     """Probability; 0 where left and right differ for a reader."""
     vertical_flip: float = 0.0
+    rotate90: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees, each as likely; for images without an up and down."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """The projection head, shared by the DINO and iBOT losses."""
+    """A projection head."""
 
     prototypes: int = 65536
     hidden: int = 2048
@@ -100,6 +102,11 @@ class LossConfig:
     ibot_weight: float = 1.0
     """0 leaves the masks and the term out."""
     koleo_weight: float = 0.1
+    koleo_per_group: bool = False
+    """Looks for the nearest neighbour in the whole batch, or only inside each of `groups`: the published code sees one
+    GPU's images."""
+    koleo_eps: float = 1e-8
+    """Added to the coordinates of the distance; forks for half precision have 1e-4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +142,55 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A k-NN probe of the teacher's class token on labelled images, before the first step and regularly after.
+
+    Every image is classified by its nearest neighbours among those of other patients. Only the training part of a data
+    set that is split is used, so that nothing is chosen by test images.
+    """
+
+    data: str | None = None
+    """A labelled data set of any kind that `finetune` reads; without it there is no probe."""
+    data_root: str | None = None
+    group_regex: str | None = None
+    """Takes the patient from the path: the first group of this expression."""
+    every: int | None = None
+    """Steps between two probes; null: an epoch. The last step is probed too."""
+    k: int = 20
+    images: int = 2000
+    """At most so many, an evenly spaced choice of the training part."""
+    stop_below: float | None = None
+    """Stops the run when the accuracy (0..1) has fallen this far below its start, such as 0.05."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When a run counts as collapsed and is stopped. A value that is not finite, or features that are all the same,
+    stop it at once, whatever stands here."""
+
+    feature_std: float = 0.01
+    """Collapse of the features: the spread of the teacher's class tokens stays below this; see `health.spread`."""
+    target_entropy: float = 0.02
+    """Collapse to uniform targets or to one prototype: the targets' mean entropy stays within so many nats of
+    log(prototypes), or that of the mean target of 0."""
+    steps: int = 500
+    """How long either must last, counted from the end of the learning rate's warm-up; 0 turns both off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes, one for each machine or GPU, that train one model together."""
+
+    cluster: bool = False
+    """Asks the cluster (SLURM, Open MPI, Kubernetes, Cloud TPU) who takes part."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where there is no cluster to ask."""
+    processes: int | None = None
+    process: int | None = None
+    """Number of this process, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PretrainConfig:
     """Self-supervised pre-training with DINOv2's objective. The same command goes on where a run stopped."""
 
@@ -144,6 +200,15 @@ class PretrainConfig:
     """The run's directory."""
     init: str | None = None
     """A model directory to continue from; without it, `model` is trained from random weights."""
+    init_heads: Literal["auto", "fresh"] = "auto"
+    """`auto` goes on with the projection heads that lie in `init`, if there are any; `fresh` begins new ones."""
+    head_warmup_steps: int = 0
+    """Steps at the beginning in which the backbone is frozen and only the heads are trained, at the peak learning rate;
+    they count among `steps`, and the schedules begin after them. For released weights, which come without heads."""
+    positions: Literal["keep", "resample", "resample_plain"] = "keep"
+    """`keep` trains the positional embeddings at the size they have, interpolated in every step; `resample` takes them
+    once to the grid of the global crops, by the model's own rule; `resample_plain` by size, cubic with a = -0.75,
+    without offset or antialiasing."""
     data_root: str | None = None
     """What a manifest's paths are relative to, if not its own folder."""
     on_bad_file: Literal["stop", "skip"] = "stop"
@@ -158,24 +223,49 @@ class PretrainConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    """The last so many stay, and the best by the probe."""
     threads: int = 2
-    """Threads that read and crop images."""
+    """Threads that read and crop images, in each worker."""
+    workers: int = 0
+    """Processes that read and crop images; 0 reads in this one. They change no result."""
+    cache_gib: float = 2.0
+    """Memory in GiB, of each worker, that decoded images are kept in."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; parameters, losses, centring and moving averages are float32. `auto`: bfloat16 on
+    accelerators, float32 on CPUs, where bfloat16 is slower."""
+    accumulate: int = 1
+    """Slices of the batch that are differentiated one after the other, to save memory. Sinkhorn-Knopp, centres and
+    KoLeo see the whole batch all the same. `groups` must be a multiple of it."""
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are spread; the rest of the devices hold copies. 0: all."""
+    loop_blocks: bool = False
+    """Compiles the blocks as a loop, where all have the same drop path: for large models, above all with `fsdp`. On a
+    CPU it is a fifth slower."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
     groups: int = 1
-    """Equal slices of the batch in which masked patches are packed and drop path picks its subset; more than one keeps
-    these gathers inside a device, see `dinojax.dino.step`."""
+    """Equal slices of the batch in which masked patches are packed and drop path picks its subset: a multiple of the
+    number of devices (times `accumulate`) keeps these gathers inside a device, see `dinojax.dino.step`."""
     drop_path: float = 0.0
     drop_path_uniform: bool = False
     """The same rate in every block, or rising linearly from 0."""
+    drop_path_subset: bool = True
+    """Rates above 0.1 run a branch on a random subset of the batch only, as published, instead of masking images one by
+    one: compute falls with the rate."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     crops: CropsConfig = dataclasses.field(default_factory=CropsConfig)
     photometry: PhotometryConfig = dataclasses.field(default_factory=PhotometryConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    """Of the DINO term, and of iBOT's without `ibot_head`."""
+    ibot_head: HeadConfig | None = None
+    """A head of its own for the iBOT term; without it, both terms share one."""
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
         _check_positive(self, "batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "groups")
@@ -183,6 +273,10 @@ class PretrainConfig:
         _check_seed(self.seed)
         if self.batch_size % self.groups:
             raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
+        if self.accumulate < 1 or self.groups % self.accumulate:
+            raise UsageError(f"accumulate {self.accumulate} does not divide groups {self.groups}; set both")
+        if self.loss.koleo_per_group and self.batch_size // self.groups < 2:
+            raise UsageError(f"loss.koleo_per_group needs two images in each of the {self.groups} groups; lower groups")
         for name, value in {
             "crops.locals": self.crops.locals,
             "optim.clip": self.optim.clip,
@@ -266,6 +360,8 @@ class FinetuneConfig:
     best by mean test AUC, which is optimistic."""
     threads: int = 2
     """Threads that read and crop images."""
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are spread; the rest of the devices hold copies. 0: all."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=1.0))
@@ -314,10 +410,6 @@ def parse(config: type[T], arguments: Sequence[str], verb: str, *, positional: b
     return config(**{field.name: values[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
 
 
-# Where a run lies, how many threads feed it and what it may overlook are no part of what it computes.
-_NOT_COMPARED = ("out", "accept_changes", "threads", "on_bad_file")
-
-
 def flatten(config: object) -> dict[str, Any]:
     """A configuration as one level: `{"optim.lr": 1e-3, ...}`."""
     flat: dict[str, Any] = {}
@@ -327,46 +419,4 @@ def flatten(config: object) -> dict[str, Any]:
             flat |= {f"{field.name}.{key}": inner for key, inner in flatten(value).items()}
         else:
             flat[field.name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def store(config: object, directory: Path, accept_changes: Sequence[str] = ()) -> None:
-    """Writes `config.yaml` into a run's directory, or compares with the one that is there.
-
-    Raises:
-      UsageError: the directory's run has another configuration, and `accept_changes` does not name every changed key.
-    """
-    path = directory / "config.yaml"
-    values = {key: value for key, value in flatten(config).items() if key not in _NOT_COMPARED}
-    if path.exists():
-        before = _flatten_mapping(yaml.safe_load(path.read_text()) or {})
-        changed = sorted(key for key in before.keys() | values.keys() if before.get(key) != values.get(key))
-        refused = [key for key in changed if key not in accept_changes]
-        if refused:
-            listed = ", ".join(f"{key} was {before.get(key)!r}, is {values.get(key)!r}" for key in refused)
-            raise UsageError(
-                f"{directory} holds a run with another configuration: {listed}; "
-                f"choose another --out, or go on with --accept_changes {','.join(changed)}"
-            )
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(_nest(values), sort_keys=False))
-    partial.replace(path)
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = value
-    return nested
-
-
-def _flatten_mapping(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flatten_mapping(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

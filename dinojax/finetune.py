@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dinojax import config as configuration
-from dinojax import progress, sharding, tree
+from dinojax import progress, rundir, sharding, tree
 from dinojax import study as studies
 from dinojax.cases import Cases, load_cases
 from dinojax.config import FinetuneConfig
@@ -32,10 +32,10 @@ def main(arguments: list[str]) -> None:
     """Runs the fine-tuning that the command line describes, or goes on with it where it stopped."""
     config = configuration.parse(FinetuneConfig, arguments, "finetune")
     out = Path(config.out)
-    settings, accepted = make_grid(config.lrs, config.batch_sizes), accepted_changes(config)
+    settings, accepted = make_grid(config.lrs, config.batch_sizes), [k for k in config.accept_changes.split(",") if k]
+    rundir.check_config(config, out, accepted, CHANGEABLE)
     recipe = Recipe(config.epochs, config.epoch_selection, config.image_size, config.augment, config.threads)
     if (out / "results.json").exists():
-        configuration.store(config, out, accepted)
         print(f"{out} is finished: see {out / 'results.json'}, or choose another --out to run it again")
         return
     backbone = make_backbone(config)
@@ -61,8 +61,9 @@ def main(arguments: list[str]) -> None:
         settings=settings,
     )
     study.check()
-    configuration.store(config, out, accepted)
+    out.mkdir(parents=True, exist_ok=True)
     studies.pin_folds(out, folds_table(records, study.folds))
+    rundir.write_config(config, out)
     list_skipped(skipped, out / "skipped_files.csv")
     train_units(config, recipe, study, backbone, cases)
     facts = {
@@ -86,7 +87,7 @@ def train_units(
     details = {"classifier": head, "image_size": config.image_size, "normalisation": config.normalisation}
     graph, params = tree.split(Classifier(backbone, **head, rngs=nnx.Rngs(0)))
     steps = {
-        batch_size: make_steps(graph, params, config.weight_decay, sharding.widest_mesh(batch_size))
+        batch_size: make_steps(graph, params, config.weight_decay, sharding.widest_mesh(batch_size, config.fsdp))
         for batch_size in config.batch_sizes
     }
     for batch_size, made in steps.items():
@@ -134,13 +135,3 @@ def make_backbone(config: FinetuneConfig) -> VisionTransformer:
         used = Preprocessing(config.image_size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
     backbone.preprocessing = used
     return backbone
-
-
-def accepted_changes(config: FinetuneConfig) -> list[str]:
-    """The keys of `accept_changes`, which must be among those that change no result."""
-    keys = [key for key in config.accept_changes.split(",") if key]
-    if refused := sorted(set(keys) - set(CHANGEABLE)):
-        raise UsageError(
-            f"--accept_changes {refused[0]}: choose another --out; only {', '.join(CHANGEABLE)} may change"
-        )
-    return keys

@@ -95,7 +95,7 @@ def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: j
       graph: of a `Classifier`; its backbone's preprocessing is applied on the device.
       params: their paths tell which of them are decayed.
       weight_decay: 0 is Adam.
-      mesh: batches are spread over it, everything else is the same on all of its devices.
+      mesh: batches are spread over it, parameters and moments over its axis `fsdp`.
     """
     same = sharding.replicated(mesh)
     rates = dict.fromkeys(params, 1.0)
@@ -119,10 +119,11 @@ def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: j
     def init(params: Params) -> State:
         return State(params, adamw(0.0, weight_decay, rates, decays).init(params))
 
+    placed = sharding.state_sharding(mesh, jax.eval_shape(init, params))
     return Steps(
         mesh,
-        jax.jit(init, donate_argnums=0, out_shardings=same),
-        jax.jit(train, donate_argnums=0, out_shardings=same),
+        jax.jit(init, donate_argnums=0, out_shardings=placed),
+        jax.jit(train, donate_argnums=0, out_shardings=(placed, same)),
         jax.jit(logits_of, out_shardings=same),
     )
 
@@ -171,7 +172,7 @@ def fit(
     """
     mesh = steps.mesh
     # The step destroys what it is given: it gets copies of its own.
-    state = steps.init(jax.device_put({k: jnp.array(v) for k, v in start.items()}, sharding.replicated(mesh)))
+    state = steps.init(sharding.put_state(mesh, {k: jnp.array(v) for k, v in start.items()}))
     transform = partial(train_transform, size=recipe.image_size, config=recipe.augment)
     source = CachedSource(cases, fold.train)
     batches = pipeline.prefetch(

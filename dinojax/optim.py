@@ -57,8 +57,7 @@ def adamw(
     beta1: float = 0.9,
     beta2: float = 0.999,
     clip: float = 0.0,
-    frozen: str | None = None,
-    frozen_steps: int = 0,
+    frozen: Sequence[tuple[str, int]] = (),
 ) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay (Loshchilov & Hutter 2019), eps 1e-8, as PyTorch computes it.
 
@@ -70,22 +69,19 @@ def adamw(
       beta1: of the first moment.
       beta2: of the second.
       clip: largest gradient norm, for each submodule (first part of the path) apart; 0 clips nothing.
-      frozen: a regular expression; its parameters have learning rate 0 for `frozen_steps`, while their moments advance.
-      frozen_steps: see `frozen`.
+      frozen: (regex, steps): these parameters have learning rate 0 in the first steps, while their moments advance.
 
     Returns:
       A transformation of flat dicts of gradients; `update` needs the parameters.
     """
-    held = {path for path in learning_rates if frozen and tree.match(path, ((frozen, True), (".*", False)))}
+    held = {path: tree.match(path, (*frozen, (".*", 0))) for path in learning_rates}
 
     def update(updates: Params, state: _Count, params: Params | None = None) -> tuple[Params, _Count]:
         assert params is not None
         rate, decay = at(learning_rate, state.step), at(weight_decay, state.step)
-        held_rate = jnp.where(state.step < frozen_steps, 0.0, rate)
+        rates = {steps: jnp.where(state.step < steps, 0.0, rate) for steps in set(held.values())}
         scaled = {
-            path: -(held_rate if path in held else rate)
-            * learning_rates[path]
-            * (update + decay * weight_decays[path] * params[path])
+            path: -rates[held[path]] * learning_rates[path] * (update + decay * weight_decays[path] * params[path])
             for path, update in updates.items()
         }
         return scaled, _Count(state.step + 1)

@@ -1,122 +1,141 @@
 """`python -m dinojax pretrain`: continues or begins DINOv2's self-supervised pre-training on a folder of images."""
 
-import dataclasses
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from dinojax import checkpoint, monitor, pretraining, processes, progress, rundir, sharding, tree
 from dinojax import config as configuration
-from dinojax import pretraining, progress, sharding, tree
 from dinojax.checkpoint import Checkpoints, MetricsLog
 from dinojax.config import PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.sources import BadFile, list_skipped
-from dinojax.dino import step as dino
+from dinojax.dino.health import Guard
+from dinojax.dino.state import TrainState
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.evaluation import plots, sheets
-from dinojax.models.store import save_model
+from dinojax.monitor import Due, Monitor
+from dinojax.pretraining import DeviceBatch, Run
 from dinojax.signals import StopRequest
 
-DeviceBatch = dict[str, jax.Array]
-Step = Callable[[dino.TrainState, DeviceBatch], tuple[dino.TrainState, dict[str, jax.Array]]]
+Batches = Iterator[tuple[DeviceBatch, np.ndarray]]
 
 
 def main(arguments: list[str]) -> None:
     """Runs the pre-training that the command line describes, or goes on with it where it stopped."""
     config = configuration.parse(PretrainConfig, arguments, "pretrain")
-    out = Path(config.out)
-    mesh = sharding.make_mesh(config.batch_size)
+    with processes.joined(config.distributed) as lead:
+        pretrain(config, lead)
+
+
+def pretrain(config: PretrainConfig, lead: bool) -> None:
+    """One process of a run; the one that leads writes all but its share of the checkpoints."""
+    out, accepted = Path(config.out), [key for key in config.accept_changes.split(",") if key]
+    mesh = sharding.make_mesh(config.batch_size, config.fsdp)
     backbone = pretraining.make_backbone(config)
     source, headers = pretraining.open_source(config, backbone.channels)
     steps = pretraining.total_steps(config, len(source))
-    graphs, params = dino.split_modules(backbone, pretraining.make_head(config, backbone.width))
-    schedules = dino.make_schedules(steps, config.epochs, config.batch_size, config.optim, config.teacher)
-    frozen_steps = round(config.optim.freeze_prototypes_epochs * steps / config.epochs)
-    optimizer = dino.make_optimizer(params, backbone.arguments.depth, schedules, config.optim, frozen_steps)
-    bound = pretraining.masked_bound(config)
-    train_step = dino.make_train_step(graphs, optimizer, schedules, config.loss, bound, config.groups, config.seed)
-    augment = pretraining.make_augment(config, backbone)
-    replicated = sharding.replicated(mesh)
-    step = jax.jit(
-        lambda state, batch: train_step(state, augment(batch)), donate_argnums=0, out_shardings=(replicated, replicated)
-    )
+    probe = pretraining.make_probe(config, backbone)
+    probe_every = (config.probe.every or pretraining.epoch_steps(config, len(source))) if probe else None
+    due = monitor.plan(steps, config.log_every, config.checkpoint_every, probe_every)
+    run = pretraining.prepare(config, mesh, backbone, steps, due.logged)
 
-    configuration.store(config, out, config.accept_changes.split(","))
-    (out / "figures").mkdir(exist_ok=True)
-    checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
-    state = jax.device_put(dino.init_state(params, optimizer), replicated)
-    state = checkpoints.restore(state) or state
-    start = int(state.step)
-    if start > steps:
-        raise UsageError(f"{out} is at step {start}, beyond the {steps} steps asked for; raise steps or epochs")
-    note = f"going on after step {start}" if start else "the first one compiles"
-    print(f"{steps} steps of {config.batch_size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
-    due = itertools.islice(pretraining.read_batches(config, source, start), steps - start)
-    batches = pipeline.prefetch(due, lambda batch: sharding.put_batch(mesh, batch))
+    with rundir.lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        rundir.check_config(config, out, accepted)
+        if lead:
+            rundir.pin_data(out, source.records.paths, accept="data" in accepted)
+        checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        restored = checkpoints.restore(run.state)
+        state = run.state if restored is None else restored
+        start = int(state.step)
+        if start > steps:
+            raise UsageError(f"{out} is at step {start}, beyond the {steps} steps asked for; raise steps or epochs")
+        log = None
+        if lead:
+            rundir.write_config(config, out, start)
+            (out / "figures").mkdir(exist_ok=True)
+            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", None if restored is None else start))
+            stack.callback(
+                plots.plot_metrics, out / "metrics.jsonl", out / "figures" / "curves.png", config.head.prototypes
+            )
+            stack.callback(lambda: list_skipped([*headers.bad, *source.skipped], out / "skipped_files.csv"))
+        guard = Guard(config.guard, config.head.prototypes, pretraining.warmup_steps(config, run))
+        stop_below = config.probe.stop_below
+        watch = Monitor(out, log, guard, due, source.records, config.batch_size, probe, stop_below)
+        watch.replay(line for line in checkpoint.read_metrics(out / "metrics.jsonl") if restored is not None)
+        note = f"going on after step {start}" if start else "the first one compiles"
+        print(f"{steps} steps of {config.batch_size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
 
-    def show(batch: DeviceBatch) -> None:
-        views = jax.jit(augment)(batch)
-        sheets.crop_sheet(views["globals"], views["locals"], backbone.preprocessing, out / "figures" / "crops.png")
-
-    try:
-        state = train(config, step, state, batches, steps, checkpoints, show)
-    finally:
-        checkpoints.close()
-        list_skipped([*headers.bad, *source.skipped], out / "skipped_files.csv")
-        if (out / "metrics.jsonl").stat().st_size:
-            plots.plot_metrics(out / "metrics.jsonl", out / "figures" / "curves.png", config.head.prototypes)
-    backbone = tree.merge(graphs.backbone, tree.subtree("backbone", state.teacher))
-    backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=config.crops.global_size)
-    save_model(out / "model", backbone, source={"run": out.name, "step": str(steps)}, overwrite=True)
+        part = jax.process_index(), jax.process_count()
+        due_batches = itertools.islice(pretraining.read_batches(config, source, start, part), steps - start)
+        batches = pipeline.prefetch(due_batches, lambda batch: (sharding.put_batch(mesh, batch), batch["index"]))
+        stack.callback(batches.close)  # type: ignore[attr-defined]
+        state = train(config, mesh, run, state, batches, due, checkpoints, watch, lead)
+        save(run, teacher(mesh, state), out / "model", config, steps, lead)
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")
 
 
 def train(
     config: PretrainConfig,
-    step: Step,
-    state: dino.TrainState,
-    batches: Iterator[DeviceBatch],
-    steps: int,
+    mesh: Mesh,
+    run: Run,
+    state: TrainState,
+    batches: Batches,
+    due: Due,
     checkpoints: Checkpoints,
-    show: Callable[[DeviceBatch], None],
-) -> dino.TrainState:
+    watch: Monitor,
+    lead: bool,
+) -> TrainState:
     """Takes the steps that are left. A signal or an unreadable file ends the run after its state is saved."""
-    start = int(state.step)
-    metrics_file = Path(config.out) / "metrics.jsonl"
-    with (
-        MetricsLog(metrics_file, start) as log,
-        StopRequest() as stop,
-        progress.bar("pre-training", steps, start) as bar,
-    ):
-        began, waited, logged, note = time.perf_counter(), 0.0, start, ""
+    start, steps, out = int(state.step), len(due.logged), Path(config.out)
+    with StopRequest() as stop, progress.bar("pre-training", steps, start) as bar:
+        if not start:
+            watch.begin(lambda: teacher(mesh, state))
         for done in range(start + 1, steps + 1):
             asked = time.perf_counter()
             try:
-                batch = next(batches)
+                batch, rows = next(batches)
             except BadFile as error:
-                checkpoints.save(done - 1, state)
+                watch.settle(lambda state=state: teacher(mesh, state))
+                if jax.process_count() == 1:  # the other processes do not know of it
+                    checkpoints.save(done - 1, state)
                 advice = "mend it, or go on with --on_bad_file skip"
                 raise RunError(f"{error}; stopped with the state saved after step {done - 1}: {advice}") from error
-            waited += time.perf_counter() - asked
-            if done == 1:
-                show(batch)
-            state, metrics = step(state, batch)
-            if done % config.log_every == 0 or done == steps:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                seconds = time.perf_counter() - began
-                images = (done - logged) * config.batch_size
-                log.write(done, values, {"images_per_s": images / seconds, "seconds": seconds, "data_wait": waited})
-                if not np.isfinite(values["loss"]):
-                    raise RunError(f"the loss is {values['loss']} at step {done}; the last checkpoint is from before")
-                note = f"loss {values['loss']:.3f}, {images / seconds:.1f} images/s"
-                began, waited, logged = time.perf_counter(), 0.0, done
-            bar(done, note)
-            if done % config.checkpoint_every == 0 or done == steps or stop.name:
-                checkpoints.save(done, state)
-            if stop.name and done < steps:
-                raise Stopped(f"{stop.name} at step {done}: the state is saved, and the same command goes on")
+            waited = time.perf_counter() - asked
+            if done == 1 and lead and jax.process_count() == 1:
+                views = jax.jit(run.augment)(batch)
+                shown = (views["globals"], views["locals"], run.backbone.preprocessing)
+                sheets.crop_sheet(*shown, out / "figures" / "crops.png")
+            flag = np.full(config.batch_size // jax.process_count(), stop.name is not None)
+            state, metrics = run.step(state, batch | sharding.put_batch(mesh, {"stop": flag}))
+            watch.take(done, metrics, rows, waited)
+            bar(done, watch.note)
+            asked_to_stop = watch.stop if jax.process_count() > 1 else stop.name is not None
+            if due.probed[done - 1] or due.saved[done - 1] or asked_to_stop:
+                better = watch.settle(lambda state=state: teacher(mesh, state))
+                if better:
+                    save(run, teacher(mesh, state), out / "model_best", config, done, lead)
+                if due.saved[done - 1] or asked_to_stop or better:
+                    checkpoints.save(done, state, watch.best[0] if better and watch.best else None)
+            if asked_to_stop and done < steps:
+                who = stop.name or "another process was asked to stop"
+                raise Stopped(f"{who} at step {done}: the state is saved, and the same command goes on")
     return state
+
+
+def teacher(mesh: Mesh, state: TrainState) -> tree.Params:
+    """The teacher's parameters, whole, on one of this process' devices."""
+    return sharding.local(sharding.gather(mesh, state.teacher))
+
+
+def save(run: Run, params: tree.Params, directory: Path, config: PretrainConfig, step: int, lead: bool) -> None:
+    """Writes a teacher, in the process that leads."""
+    if lead:
+        pretraining.save_teacher(run, params, directory, config, step)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dinojax import config as configuration
-from dinojax.config import FinetuneConfig, PretrainConfig, flatten, parse, store
+from dinojax.config import FinetuneConfig, PretrainConfig, flatten, parse
 from dinojax.errors import UsageError
+from dinojax.rundir import flatten_mapping
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 REQUIRED = ["--data", "d", "--out", "o"]
@@ -18,7 +18,7 @@ def test_presets_hold_only_keys_of_their_verb(preset: Path) -> None:
     kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[preset.parent.name]
     config = parse(kind, [*REQUIRED, "--config", str(preset)], preset.parent.name)
     values = flatten(config)
-    for key, value in configuration._flatten_mapping(yaml.safe_load(preset.read_text())).items():
+    for key, value in flatten_mapping(yaml.safe_load(preset.read_text())).items():
         assert values[key] == value, key
     assert preset.read_text().startswith("# ")
 
@@ -73,25 +73,3 @@ def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("head:\n  prototype: 5\n")
     with pytest.raises(UsageError, match="prototype"):
         parse(PretrainConfig, [*REQUIRED, "--config", str(tmp_path / "c.yaml")], "pretrain")
-
-
-def test_a_run_keeps_its_configuration(tmp_path: Path) -> None:
-    first = parse(PretrainConfig, REQUIRED, "pretrain")
-    store(first, tmp_path)
-    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert stored["optim"]["lr"] == 2e-4
-    store(parse(PretrainConfig, ["--data", "d", "--out", "elsewhere", "--threads", "7"], "pretrain"), tmp_path)
-    changed = parse(PretrainConfig, [*REQUIRED, "--optim.lr", "1", "--steps", "5"], "pretrain")
-    with pytest.raises(UsageError, match=r"optim\.lr was 0\.0002, is 1\.0, steps was None, is 5"):
-        store(changed, tmp_path, [])
-    with pytest.raises(UsageError, match="steps was None"):
-        store(changed, tmp_path, ["optim.lr"])
-    store(changed, tmp_path, ["optim.lr", "steps"])
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == 5
-
-
-def test_a_stored_configuration_reads_as_a_preset(tmp_path: Path) -> None:
-    first = parse(PretrainConfig, [*REQUIRED, "--crops.locals", "3", "--epochs", "7"], "pretrain")
-    store(first, tmp_path)
-    again = parse(PretrainConfig, ["--config", str(tmp_path / "config.yaml"), "--out", "o"], "pretrain")
-    assert again == first

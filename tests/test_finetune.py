@@ -281,9 +281,13 @@ def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(outputs: int) -> 
 
 def test_devices_change_nothing_but_rounding() -> None:
     graph, start = classifier()
-    one, four = (fitted(make_steps(graph, start, 0.0, sharding.make_mesh(4, n)), start, 1e-3, 2) for n in (1, 4))
-    np.testing.assert_allclose(one.history, four.history, rtol=1e-4)
-    np.testing.assert_allclose(one.test_scores, four.test_scores, atol=1e-4)
+    one, *others = (
+        fitted(make_steps(graph, start, 0.0, sharding.make_mesh(4, fsdp, devices)), start, 1e-3, 2)
+        for devices, fsdp in ((1, 1), (4, 1), (4, 4))
+    )
+    for other in others:
+        np.testing.assert_allclose(one.history, other.history, rtol=1e-4)
+        np.testing.assert_allclose(one.test_scores, other.test_scores, atol=1e-4)
 
 
 def test_probabilities_of_far_logits_keep_their_order() -> None:

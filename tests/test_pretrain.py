@@ -1,5 +1,6 @@
 """Pre-training as a command: what it writes, going on, bad files, several devices."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -10,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import dinojax
-from dinojax import pretrain, pretraining, progress
+from dinojax import pretrain, pretraining, progress, sharding
 from dinojax.config import PretrainConfig, parse
-from dinojax.dino import step as dino
 from dinojax.errors import RunError, Stopped, UsageError
 
 TINY = shlex.split("""
@@ -176,15 +177,13 @@ def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[
 def test_an_untrained_head_starts_at_log_k(images: Path) -> None:
     """Both DINO terms together are log K when student and teacher say nothing: all weights of the head are zero."""
     config = parse(PretrainConfig, [*TINY, "--data", str(images), "--out", "x"], "pretrain")
-    backbone = pretraining.make_backbone(config)
-    graphs, params = dino.split_modules(backbone, pretraining.make_head(config, backbone.width))
-    params["dino_head.last_layer.weight_g"] = params["dino_head.last_layer.weight_g"] * 0
-    schedules = dino.make_schedules(6, 3, 8, config.optim, config.teacher)
-    optimizer = dino.make_optimizer(params, 2, schedules, config.optim, frozen_steps=2)
-    step = dino.make_train_step(graphs, optimizer, schedules, config.loss, pretraining.masked_bound(config))
-    batch = next(pretraining.read_batches(config, pretraining.open_source(config, backbone.channels)[0], 0))
-    _, values = jax.jit(lambda s, b: step(s, pretraining.make_augment(config, backbone)(b)))(
-        dino.init_state(params, optimizer), batch
-    )
+    mesh = sharding.make_mesh(8)
+    run = pretraining.prepare(config, mesh, pretraining.make_backbone(config), 6, np.ones(6, bool))
+    silent = {path: jnp.where("weight_g" in path, 0.0, value) for path, value in run.state.student.items()}
+    state = dataclasses.replace(run.state, student=silent, teacher=jax.tree.map(jnp.copy, silent))
+    source, _ = pretraining.open_source(config, run.backbone.channels)
+    batch = next(pretraining.read_batches(config, source, 0)) | {"stop": np.zeros(8, bool)}
+    _, values = run.step(sharding.put_state(mesh, state), sharding.put_batch(mesh, batch))
     assert float(values["dino_local"] + values["dino_global"]) == pytest.approx(np.log(64), rel=1e-5)
     assert float(values["target_entropy"]) == pytest.approx(np.log(64), rel=1e-5)
+    assert float(values["kl"]) == pytest.approx(0, abs=1e-4)

@@ -13,12 +13,12 @@ from dinojax.config import CropsConfig, PhotometryConfig
 
 
 def multicrop(element: Mapping[str, Any], rng: np.random.Generator, config: CropsConfig) -> dict[str, Any]:
-    """Cuts two global and `config.locals` local views, each flipped by chance (DINOv2, section 5; host).
+    """Cuts two global and `config.locals` local views, each flipped and turned by chance (DINOv2, section 5; host).
 
     Args:
       element: `image` uint8 [H, W, C] and `index`.
       rng: makes all draws.
-      config: sizes in pixels, scales as shares of the image's area, probabilities of the flips.
+      config: sizes in pixels, scales as shares of the image's area, probabilities of flips and turns.
 
     Returns:
       `globals` uint8 [2, S, S, C], `locals` uint8 [L, s, s, C] and `index`.
@@ -48,6 +48,8 @@ def _views(
             crop = geometry.horizontal_flip(crop)
         if rng.random() < config.vertical_flip:
             crop = geometry.vertical_flip(crop)
+        if config.rotate90 and rng.random() < config.rotate90:
+            crop = np.rot90(crop, int(rng.integers(1, 4)))
         view[:] = crop
     return views
 

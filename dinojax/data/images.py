@@ -134,8 +134,10 @@ def check_headers(
 def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
     """Writes (file, reason) of the files that were passed over because they cannot be read, if there are any."""
     if skipped:
-        with path.open("w", newline="") as file:
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("w", newline="") as file:
             csv.writer(file).writerows([("path", "reason"), *skipped])
+        partial.replace(path)
 
 
 def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadFile:

@@ -1,6 +1,7 @@
 """From `--data` to decoded images: the table of what is there, and Grain's random access to it."""
 
 import threading
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ class ImageSource:
     """Decoded images by place, as Grain's sources give them; any number of threads may read.
 
     Element i is `{"image": uint8 [H, W, channels], "label": int32, "index": int32}`: the class (-1 if unlabelled) and
-    the place in the records, of image `indices[i]`.
+    the place in the records, of image `indices[i]`. The image is not writeable, as it may be kept.
 
     With `on_bad_file="skip"`, an unreadable file's place is taken by the next readable one in `indices`, which has its
     own label and index, and the file is listed in `skipped`. Which file takes it depends on the files alone, not on
@@ -27,6 +28,8 @@ class ImageSource:
       indices: which of its images; None means all, in order.
       channels: 1 or 3. Grey files are repeated to 3; colour files become luminance (ITU-R 601-2) for 1.
       on_bad_file: 'stop' raises `BadFile` when a file proves unreadable, 'skip' as above.
+      cache_gib: memory in GiB that decoded images are kept in. None is ever put out for another: as the order is
+        random, each is as likely to be read next. A pickled source begins with an empty cache and nothing skipped.
 
     Raises:
       BadFile: on access, names the file and its row; with 'skip' when no file is readable.
@@ -38,13 +41,20 @@ class ImageSource:
         indices: np.ndarray | None = None,
         channels: Literal[1, 3] = 3,
         on_bad_file: Literal["stop", "skip"] = "stop",
+        cache_gib: float = 0.0,
     ):
         self.records = records
         self.indices = np.arange(len(records)) if indices is None else np.asarray(indices)
         self.channels = channels
         self.on_bad_file = on_bad_file
+        self.cache_gib = cache_gib
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = int(cache_gib * 2**30)
         self._skipped: dict[str, str] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.records, self.indices, self.channels, self.on_bad_file, self.cache_gib)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -57,8 +67,7 @@ class ImageSource:
             except BadFile as error:
                 if self.on_bad_file == "stop":
                     raise
-                with self._lock:
-                    self._skipped[self.records.paths[row]] = str(error)
+                self.add_skipped([(self.records.paths[row], str(error))])
         raise BadFile(f"none of the {len(self)} images can be read, such as {self.records.describe(0)}")
 
     @property
@@ -67,15 +76,35 @@ class ImageSource:
         with self._lock:
             return sorted(self._skipped.items())
 
+    def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Lists (path, reason) of files that were found unreadable elsewhere, such as in a worker process."""
+        with self._lock:
+            self._skipped.update(skipped)
+
     def _read(self, row: int) -> dict[str, Any]:
+        image = self._kept.get(row)
+        if image is None:
+            image = self._decode(row)
+            self._keep(row, image)
+        label = -1 if self.records.labels is None else self.records.labels[row]
+        return {"image": image, "label": np.int32(label), "index": np.int32(row)}
+
+    def _decode(self, row: int) -> np.ndarray:
         records = self.records
         try:
             image = decode(records.file(row), records.frames[row])
         except BadFile as error:
             listed = f" ({records.table}, row {records.rows[row]})" if records.table else ""
             raise BadFile(f"{error}{listed}") from error
-        label = -1 if records.labels is None else records.labels[row]
-        return {"image": _with_channels(image, self.channels), "label": np.int32(label), "index": np.int32(row)}
+        image = _with_channels(image, self.channels)
+        image.flags.writeable = False
+        return image
+
+    def _keep(self, row: int, image: np.ndarray) -> None:
+        with self._lock:
+            if row not in self._kept and image.nbytes <= self._room:
+                self._kept[row] = image
+                self._room -= image.nbytes
 
 
 def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:

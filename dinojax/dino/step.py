@@ -1,30 +1,30 @@
 """One step of self-supervised pre-training: student and teacher forward, losses, AdamW, moving average.
 
-Shapes: B images, V = 2 global and L local crops of each, N patches of a global crop, M masked patches at most in each
-of G groups, K prototypes, D width. Batches are image-major, so that spreading them over devices keeps an image's crops
-together; no loss depends on the order of images.
+Shapes: B images, V = 2 global and L local crops of each, N patches of a global crop, R packed masked patches, G groups,
+K prototypes, E the head's bottleneck, D width. Batches are image-major, so that spreading them over devices keeps an
+image's crops together; no loss depends on the order of images. The batch may be differentiated in A slices, one after
+the other; what the losses need of the whole batch (the centering's bias, KoLeo's neighbours) is found before.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from functools import partial
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from einops import rearrange
-from flax import nnx
 
-from dinojax import schedules, tree
-from dinojax.config import LossConfig, OptimConfig, TeacherConfig
-from dinojax.dino import losses
+from dinojax import tree
+from dinojax.config import LossConfig
+from dinojax.dino import accumulation, health, losses
+from dinojax.dino.packing import Packed, pack, take_masked
+from dinojax.dino.state import Graphs, Schedules, TrainState
 from dinojax.models import VisionTransformer
-from dinojax.models.heads import DINOHead
-from dinojax.optim import WEIGHT_DECAY, adamw, apply_updates, at, layer_decay, multipliers, submodule_norms
+from dinojax.models.heads import DINOHead, compare
+from dinojax.optim import apply_updates, at, submodule_norms
 from dinojax.tree import Params
-
-PROTOTYPES = r"dino_head\.last_layer\..*"
 
 
 class Batch(TypedDict):
@@ -38,92 +38,8 @@ class Batch(TypedDict):
     """bool [B, 2, N]; patches of the global crops that the student does not see. None without the iBOT term."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything that a run goes on from."""
-
-    step: jax.Array
-    """int32 scalar: steps taken."""
-    student: Params
-    """Flat dict of `backbone.…` and `dino_head.…`."""
-    teacher: Params
-    optimizer: optax.OptState
-    centers: dict[str, jax.Array]
-    """`dino` and `ibot`, [K] each: the running means of the softmax centering."""
-
-
-class Graphs(NamedTuple):
-    """The static halves of the modules. The teacher's backbone drops no paths: it is never called in training mode."""
-
-    backbone: nnx.GraphDef
-    head: nnx.GraphDef
-
-
-class Schedules(NamedTuple):
-    """One number a step, [steps] float64 each."""
-
-    lr: np.ndarray
-    weight_decay: np.ndarray
-    momentum: np.ndarray
-    teacher_temp: np.ndarray
-
-
-def make_schedules(steps: int, epochs: float, batch_size: int, optim: OptimConfig, teacher: TeacherConfig) -> Schedules:
-    """The published schedules, with warm-ups given in epochs, laid out over `steps` (DINOv2, appendix B)."""
-
-    def warmup(length: float) -> int:
-        return round(length * steps / epochs)
-
-    lr = optim.lr * (batch_size / 1024) ** 0.5 if optim.lr_scaling == "sqrt_1024" else optim.lr
-    return Schedules(
-        lr=schedules.cosine(lr, optim.min_lr, steps, warmup(optim.warmup_epochs)),
-        weight_decay=schedules.cosine(optim.weight_decay, optim.weight_decay_end, steps),
-        momentum=schedules.cosine(teacher.momentum, teacher.momentum_end, steps),
-        teacher_temp=schedules.linear(
-            teacher.temperature_start, teacher.temperature, steps, warmup(teacher.temperature_warmup_epochs)
-        ),
-    )
-
-
-def make_optimizer(
-    params: Params, depth: int, schedules: Schedules, optim: OptimConfig, frozen_steps: int
-) -> optax.GradientTransformation:
-    """AdamW with the published parameter groups: layer-wise decay in the backbone, none in the head."""
-    table = layer_decay(depth, optim.layer_decay, optim.patch_embed_lr)
-    rates = tree.prefixed("backbone", multipliers(tree.subtree("backbone", params), table))
-    rates |= {path: 1.0 for path in params if path.startswith("dino_head.")}
-    return adamw(
-        schedules.lr,
-        schedules.weight_decay,
-        learning_rates=rates,
-        weight_decays=multipliers(params, WEIGHT_DECAY),
-        beta1=optim.beta1,
-        beta2=optim.beta2,
-        clip=optim.clip,
-        frozen=PROTOTYPES,
-        frozen_steps=frozen_steps,
-    )
-
-
-def split_modules(backbone: VisionTransformer, head: DINOHead) -> tuple[Graphs, Params]:
-    """The modules' static halves and the parameters of both, under `backbone.` and `dino_head.`."""
-    backbone_graph, backbone_params = tree.split(backbone)
-    head_graph, head_params = tree.split(head)
-    params = tree.prefixed("backbone", backbone_params) | tree.prefixed("dino_head", head_params)
-    return Graphs(backbone_graph, head_graph), params
-
-
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step: student and teacher start equal, as published."""
-    prototypes = params["dino_head.last_layer.weight_g"].shape[0]
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        student=params,
-        teacher=jax.tree.map(jnp.copy, params),
-        optimizer=optimizer.init(params),
-        centers={name: jnp.zeros((prototypes,)) for name in ("dino", "ibot")},
-    )
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -132,9 +48,13 @@ def make_train_step(
     schedules: Schedules,
     loss: LossConfig,
     masked_bound: int,
+    *,
     groups: int = 1,
+    accumulate: int = 1,
     seed: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    dtype: Any = jnp.float32,
+    logged: np.ndarray | None = None,
+) -> Step:
     """Builds the step, a pure function to be compiled with `jax.jit(step, donate_argnums=0)`.
 
     Args:
@@ -143,140 +63,270 @@ def make_train_step(
       schedules: from `make_schedules`.
       loss: weights, temperatures and the kind of centering.
       masked_bound: the most masked patches that a group of the batch can have (`masking.bound`).
-      groups: equal slices of the batch inside which masked patches are packed: with a multiple of the number of devices
-        no gather crosses them.
-      seed: of drop path; its draws are a function of the seed and the step.
+      groups: G, equal slices of the batch inside which masked patches are packed and drop path picks its subset: with a
+        multiple of the number of devices times `accumulate` no gather crosses devices. Results depend on it.
+      accumulate: A, a divisor of `groups`; results do not depend on it.
+      seed: of drop path; a group's draws are a function of the seed, the step and its number.
+      dtype: of the matrix products. Parameters, softmax, losses, centering and moving averages are float32.
+      logged: bool [steps]; in the other steps the effective rank, which costs a decomposition, is left at 0.
 
     Returns:
       (state, batch) to (state, metrics), metrics being float32 scalars. Loss terms are weighted, so that their sum is
       `loss` and both DINO terms add up to log K when nothing is learned.
     """
+    due = np.ones(len(schedules.lr), bool) if logged is None else logged
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        temperature = at(schedules.teacher_temp, state.step)
-        masks = batch["masks"]
-        packed = None if masks is None else _pack(masks, masked_bound, groups)
-        targets = _teacher_targets(graphs, state, batch, packed, temperature, loss)
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        images = len(batch["globals"])
+        run = _Run(graphs, loss, at(schedules.teacher_temp, state.step), images, dtype)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        slices = _slice(batch, key, masked_bound, groups, accumulate)
 
-        gradients, terms = jax.grad(
-            lambda student: _student_loss(graphs, student, batch, packed, targets, key, loss), has_aux=True
-        )(state.student)
+        teacher = _cast(state.teacher, dtype)
+        prototypes = run.prototypes(teacher)
+        seen = accumulation.map_slices(partial(_see, run, teacher), slices)
+        biases, centers = _center(run, prototypes, seen, slices, state.centers)
+        koleo, pull = _koleo_over_slices(run, state.student, slices, groups)
+        differentiate = jax.grad(
+            partial(_student_loss, run, prototypes=prototypes, biases=biases, groups=groups), has_aux=True
+        )
+        gradients, (terms, told) = accumulation.sum_slices(
+            lambda one: differentiate(state.student, *one), (slices, seen, pull)
+        )
+        terms |= {} if koleo is None else {"koleo": koleo}
+
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.student)
         student = apply_updates(state.student, updates)
         momentum = at(schedules.momentum, state.step)
-        teacher = {path: momentum * value + (1 - momentum) * student[path] for path, value in state.teacher.items()}
+        moved = {path: old + (1 - momentum) * (student[path] - old) for path, old in state.teacher.items()}
 
+        tokens = rearrange(seen.tokens, "a n d -> (a n) d").astype(jnp.float32)
         metrics = {
             "loss": jnp.asarray(sum(terms.values())),
-            **{name: jnp.zeros(()) for name in ("dino_local", "ibot") if name not in terms},
             **terms,
-            "target_entropy": losses.entropy(targets.dino).mean(),
-            "mean_target_entropy": losses.entropy(targets.dino.mean((0, 1))),
-            "teacher_temp": temperature,
+            **_describe(told, images, terms, loss),
+            "feature_std": health.spread(tokens),
+            "effective_rank": jax.lax.cond(
+                jnp.asarray(due)[state.step], health.effective_rank, lambda _: jnp.zeros(()), tokens
+            ),
+            "teacher_temp": run.temperature,
             "momentum": momentum,
             "lr": at(schedules.lr, state.step),
             "weight_decay": at(schedules.weight_decay, state.step),
             **{f"grad_norm_{name}": norm for name, norm in submodule_norms(gradients).items()},
         }
-        return TrainState(state.step + 1, student, teacher, optimizer_state, targets.centers), metrics
+        return TrainState(state.step + 1, student, moved, optimizer_state, centers), metrics
 
     return train_step
 
 
-class _Packed(NamedTuple):
-    """Masked patches of a batch, packed inside each group; R = G·M rows, padded."""
+class _Run(NamedTuple):
+    """What all parts of a step share."""
 
-    indices: jax.Array
-    """int32 [G, M] into the group's B/G·2·N patches."""
-    valid: jax.Array
-    """bool [R]."""
-    weights: jax.Array
-    """float32 [R]: 1 / (masked patches of the same crop), 0 where not valid."""
+    graphs: Graphs
+    loss: LossConfig
+    temperature: jax.Array
+    """Of the teacher, float32 scalar."""
+    images: int
+    """B, of the whole batch."""
+    dtype: Any
+
+    def backbone(self, params: Params) -> VisionTransformer:
+        return tree.merge(self.graphs.backbone, tree.subtree("backbone", params))
+
+    def head(self, name: str, params: Params) -> DINOHead:
+        return tree.merge(self.graphs.heads[name], tree.subtree(name, params))
+
+    def ibot_head(self, params: Params) -> DINOHead:
+        return self.head(self.graphs.ibot_head, params)
+
+    def prototypes(self, params: Params) -> dict[str, jax.Array]:
+        """[E, K] of each term's head."""
+        heads = {"dino": "dino_head", "ibot": self.graphs.ibot_head}
+        columns = {head: self.head(head, params).last_layer.columns() for head in set(heads.values())}
+        return {term: columns[head] for term, head in heads.items()}
 
 
-def _pack(masks: jax.Array, bound: int, groups: int) -> _Packed:
-    per_crop = jnp.broadcast_to(masks.sum(-1, keepdims=True), masks.shape)
-    masks = rearrange(masks, "(g b) v n -> g (b v n)", g=groups)
-    indices = jax.vmap(lambda mask: jnp.nonzero(mask, size=bound, fill_value=0)[0])(masks)
-    valid = jnp.arange(bound) < masks.sum(1, keepdims=True)
-    counts = jnp.take_along_axis(rearrange(per_crop, "(g b) v n -> g (b v n)", g=groups), indices, axis=1)
-    return _Packed(indices, valid.ravel(), (valid / jnp.maximum(counts, 1)).ravel())
+class _Slice(NamedTuple):
+    """A slice of a batch, b images in g groups."""
+
+    globals: jax.Array
+    """[b, V, S, S, C]"""
+    locals: jax.Array
+    """[b, L, s, s, C]"""
+    masks: jax.Array | None
+    packed: Packed | None
+    keys: jax.Array
+    """[g, 2]: keys of drop path, for global and for local crops."""
 
 
-def _masked_patches(patches: jax.Array, packed: _Packed) -> jax.Array:
-    """[B·V, h, w, D] to [R, D]."""
-    grouped = rearrange(patches, "(g b) h w d -> g (b h w) d", g=len(packed.indices))
-    return rearrange(jnp.take_along_axis(grouped, packed.indices[:, :, None], axis=1), "g m d -> (g m) d")
+class _Seen(NamedTuple):
+    """What the teacher makes of a slice."""
 
-
-class _Targets(NamedTuple):
+    tokens: jax.Array
+    """[b·V, D]: class tokens."""
     dino: jax.Array
-    """[B, V, K]: each crop's targets come from the other one."""
+    """[b·V, E]"""
     ibot: jax.Array | None
-    """[R, K]"""
-    centers: dict[str, jax.Array]
+    """[R, E]"""
 
 
-def _teacher_targets(
-    graphs: Graphs, state: TrainState, batch: Batch, packed: _Packed | None, temperature: jax.Array, loss: LossConfig
-) -> _Targets:
-    backbone = tree.merge(graphs.backbone, tree.subtree("backbone", state.teacher))
-    head = tree.merge(graphs.head, tree.subtree("dino_head", state.teacher))
-    features = backbone(rearrange(batch["globals"], "b v h w c -> (b v) h w c"))
-    images = len(batch["globals"])
-    dino, center = _centered(head(features.pooled), state.centers["dino"], temperature, loss, None)
-    dino = rearrange(dino, "(b v) k -> b v k", b=images)[:, ::-1]
-    if packed is None:
-        return _Targets(dino, None, {"dino": center, "ibot": state.centers["ibot"]})
-    patches = head(_masked_patches(features.patches, packed))
-    ibot, ibot_center = _centered(patches, state.centers["ibot"], temperature, loss, packed.valid)
-    return _Targets(dino, ibot, {"dino": center, "ibot": ibot_center})
+class _Told(NamedTuple):
+    """Sums over a slice's targets of the DINO term."""
+
+    entropy: jax.Array
+    target: jax.Array
+    """[K]"""
+    largest: jax.Array
+    """[K]: how often each prototype is a target's largest."""
 
 
-def _centered(
-    logits: jax.Array, center: jax.Array, temperature: jax.Array, loss: LossConfig, valid: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Targets, and the centre for the next step: it is updated after its use, as published."""
-    if loss.centering == "sinkhorn_knopp":
-        return losses.sinkhorn_knopp(logits, temperature, valid), center
-    targets = losses.softmax_centering(logits, center, temperature)
-    return targets, losses.update_center(center, logits, loss.center_momentum, valid)
+def _slice(batch: Batch, key: jax.Array, bound: int, groups: int, accumulate: int) -> _Slice:
+    keys = jax.vmap(lambda group: jax.random.split(jax.random.fold_in(key, group)))(jnp.arange(groups))
+    masks = batch["masks"]
+    whole = (batch["globals"], batch["locals"], masks, keys)
+    globals_, locals_, masks, keys = accumulation.split(whole, accumulate, groups)
+    packed = None if masks is None else jax.vmap(lambda one: pack(one, bound, groups // accumulate))(masks)
+    return _Slice(globals_, locals_, masks, packed, keys)
+
+
+def _cast(params: Params, dtype: Any) -> Params:
+    return {path: value.astype(dtype) for path, value in params.items()}
+
+
+def _crops(crops: jax.Array, dtype: Any) -> jax.Array:
+    return rearrange(crops, "b v h w c -> (b v) h w c").astype(dtype)
+
+
+def _see(run: _Run, teacher: Params, one: _Slice) -> _Seen:
+    features = run.backbone(teacher)(_crops(one.globals, run.dtype))
+    dino = run.head("dino_head", teacher).embed(features.pooled)
+    if one.packed is None:
+        return _Seen(features.pooled, dino, None)
+    patches = take_masked(features.patches, one.packed)
+    return _Seen(features.pooled, dino, run.ibot_head(teacher).embed(patches))
+
+
+def _center(
+    run: _Run, prototypes: dict[str, jax.Array], seen: _Seen, slices: _Slice, centers: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The bias of each kind of target, and the centres for the next step: they are updated after their use."""
+    given: dict[str, Any] = {"dino": (seen.dino, None)}
+    if slices.packed is not None:
+        given["ibot"] = (seen.ibot, slices.packed.valid)
+    biases, updated = {}, dict(centers)
+    for name, embedded in given.items():
+
+        def logits(one: Any, name: str = name) -> tuple[jax.Array, jax.Array | None]:
+            return compare(one[0], prototypes[name]), one[1]
+
+        if run.loss.centering == "sinkhorn_knopp":
+            biases[name] = losses.sinkhorn_bias(embedded, logits, run.temperature)
+            continue
+
+        def total(one: Any, logits: Callable[..., Any] = logits) -> tuple[jax.Array, jax.Array]:
+            scores, valid = logits(one)
+            weights = jnp.ones(len(scores)) if valid is None else valid.astype(scores.dtype)
+            return jnp.matmul(weights, scores, precision=jax.lax.Precision.HIGHEST), weights.sum()
+
+        biases[name] = losses.softmax_bias(centers[name], run.temperature)
+        updated[name] = losses.update_center(
+            centers[name], *accumulation.sum_slices(total, embedded), run.loss.center_momentum
+        )
+    return biases, updated
+
+
+def _koleo(loss: LossConfig, tokens: jax.Array, groups: int) -> jax.Array:
+    """The weighted term of class tokens [b, V, D]: the sum over the views, each with its own neighbours."""
+    groups = groups if loss.koleo_per_group else 1
+    views = rearrange(tokens, "(g b) v d -> (g v) b d", g=groups)
+    return loss.koleo_weight * jax.vmap(partial(losses.koleo_loss, eps=loss.koleo_eps))(views).sum() / groups
+
+
+def _koleo_over_slices(
+    run: _Run, student: Params, slices: _Slice, groups: int
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """With several slices: the term of the whole batch, and its gradient by every class token [A, b, V, D]."""
+    if len(slices.globals) == 1 or run.loss.koleo_weight == 0:
+        return None, None
+    tokens = accumulation.map_slices(lambda one: _student_features(run, _cast(student, run.dtype), one)[0], slices)
+
+    def term(tokens: jax.Array) -> jax.Array:
+        return _koleo(run.loss, accumulation.join(tokens, groups), groups)
+
+    return jax.value_and_grad(term)(tokens.astype(jnp.float32))
+
+
+def _student_features(run: _Run, student: Params, one: _Slice) -> tuple[jax.Array, jax.Array]:
+    """Of the global crops: class tokens [b, V, D] and patches [b·V, h, w, D]."""
+    masks = None if one.masks is None else rearrange(one.masks, "b v n -> (b v) n")
+    crops = _crops(one.globals, run.dtype)
+    features = run.backbone(student)(crops, masks, train=True, key=one.keys[:, 0])
+    return rearrange(features.pooled, "(b v) d -> b v d", b=len(one.globals)), features.patches
 
 
 def _student_loss(
-    graphs: Graphs,
+    run: _Run,
     student: Params,
-    batch: Batch,
-    packed: _Packed | None,
-    targets: _Targets,
-    key: jax.Array,
-    loss: LossConfig,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    backbone = tree.merge(graphs.backbone, tree.subtree("backbone", student))
-    head = tree.merge(graphs.head, tree.subtree("dino_head", student))
-    images, views, locals_ = len(batch["globals"]), batch["globals"].shape[1], batch["locals"].shape[1]
-    global_key, local_key = jax.random.split(key)
-    masks = None if batch["masks"] is None else rearrange(batch["masks"], "b v n -> (b v) n")
-    global_crops = rearrange(batch["globals"], "b v h w c -> (b v) h w c")
-    features = backbone(global_crops, masks, train=True, key=global_key)
+    one: _Slice,
+    seen: _Seen,
+    pull: jax.Array | None,
+    *,
+    prototypes: dict[str, jax.Array],
+    biases: dict[str, jax.Array],
+    groups: int,
+) -> tuple[jax.Array, tuple[Metrics, _Told]]:
+    """A slice's share of the loss, of its terms, and of what the targets tell."""
+    student = _cast(student, run.dtype)
+    loss, (size, views), locals_ = run.loss, one.globals.shape[:2], one.locals.shape[1]
+    head, own, share = run.head("dino_head", student), run.prototypes(student), size / run.images
+    targets = losses.targets(compare(seen.dino, prototypes["dino"]), run.temperature, biases["dino"])
+    told = _Told(losses.entropy(targets).sum(), targets.sum(0), _count_largest(targets))
+    # Each crop's targets come from the other one.
+    targets = rearrange(targets, "(b v) k -> b v k", v=views)[:, ::-1]
+    tokens, patches = _student_features(run, student, one)
 
     # Every ordered pair of a student's and a teacher's view is one term, but for those of a global crop with itself.
     pairs = views * (views - 1) + views * locals_
-    logits = rearrange(head(features.pooled), "(b v) k -> b v k", b=images)
-    global_loss = losses.cross_entropy(logits, targets.dino, loss.student_temperature).mean()
+    global_loss = (
+        losses.cross_entropy(compare(head.embed(tokens), own["dino"]), targets, loss.student_temperature).mean() * share
+    )
     terms = {"dino_global": loss.dino_weight * global_loss * views * (views - 1) / pairs}
+    terms |= {"dino_local": jnp.zeros(()), "ibot": jnp.zeros(())}
     if locals_:
-        local_crops = rearrange(batch["locals"], "b l h w c -> (b l) h w c")
-        local_features = backbone(local_crops, train=True, key=local_key)
-        logits = rearrange(head(local_features.pooled), "(b l) k -> b l k", b=images)
-        local_loss = losses.dino_loss(logits, targets.dino, loss.student_temperature)
-        terms["dino_local"] = loss.dino_weight * local_loss / pairs
-    tokens = rearrange(features.pooled, "(b v) d -> b v d", b=images)
-    koleo = jnp.stack([losses.koleo_loss(tokens[:, view]) for view in range(views)]).sum()
-    terms["koleo"] = loss.koleo_weight * koleo
-    if packed is not None and targets.ibot is not None:
-        patches = head(_masked_patches(features.patches, packed))
-        ibot = losses.ibot_loss(patches, targets.ibot, packed.weights, images * views, loss.student_temperature)
+        crops = _crops(one.locals, run.dtype)
+        pooled = run.backbone(student)(crops, train=True, key=one.keys[:, 1]).pooled
+        logits = compare(head.embed(rearrange(pooled, "(b l) d -> b l d", b=size)), own["dino"])
+        terms["dino_local"] = (
+            loss.dino_weight * losses.dino_loss(logits, targets, loss.student_temperature) * share / pairs
+        )
+    if one.packed is not None and seen.ibot is not None:
+        targets = losses.targets(compare(seen.ibot, prototypes["ibot"]), run.temperature, biases["ibot"])
+        logits = compare(run.ibot_head(student).embed(take_masked(patches, one.packed)), own["ibot"])
+        weights = one.packed.weights
+        ibot = losses.ibot_loss(logits, targets, weights, run.images * views, loss.student_temperature)
         terms["ibot"] = loss.ibot_weight * ibot
-    return jnp.asarray(sum(terms.values())), terms
+    tokens = tokens.astype(jnp.float32)
+    if pull is not None:
+        return jnp.asarray(sum(terms.values())) + (pull * tokens).sum(), (terms | {"koleo": jnp.zeros(())}, told)
+    terms["koleo"] = _koleo(loss, tokens, groups) if loss.koleo_weight else jnp.zeros(())
+    return jnp.asarray(sum(terms.values())), (terms, told)
+
+
+def _count_largest(targets: jax.Array) -> jax.Array:
+    """How often each prototype is the largest of a row: [N, K] to [K]."""
+    return jnp.zeros(targets.shape[1]).at[targets.argmax(1)].add(1.0)
+
+
+def _describe(told: _Told, images: int, terms: Metrics, loss: LossConfig) -> Metrics:
+    """Health of the targets. KL is what the cross-entropy of the DINO terms has above the targets' own entropy."""
+    count = 2 * images
+    entropy = told.entropy / count
+    described = {
+        "target_entropy": entropy,
+        "mean_target_entropy": losses.entropy(told.target / count),
+        "prototypes_used": (told.largest > 0).mean(),
+    }
+    if loss.dino_weight:
+        described["kl"] = (terms["dino_global"] + terms["dino_local"]) / loss.dino_weight - entropy
+    return described

@@ -1,14 +1,19 @@
 """Frozen features of many images, in batches spread over the devices."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import sharding, tree
 from dinojax.data.pipeline import Batch
 from dinojax.models import VisionTransformer, preprocess
+
+T = TypeVar("T")
+_TOKEN_NUMBERS = 200_000  # tokens × width of a chunk: two images of 224 pixels in a ViT-S/14
 
 
 class Extracted(NamedTuple):
@@ -37,17 +42,17 @@ def extract(model: VisionTransformer, batches: Iterable[Batch]) -> Extracted:
     """
     graph, params = tree.split(model)
 
-    @jax.jit
-    def run(params: tree.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(params: tree.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         backbone = tree.merge(graph, params)
         features = backbone(preprocess(images, backbone))
         return features.pooled, features.patches.mean((1, 2))
 
-    mesh, pieces = None, []
+    mesh, run, pieces = None, None, []
     for batch in batches:
-        if mesh is None:
+        if mesh is None or run is None:
             mesh = sharding.widest_mesh(len(batch["image"]))
             params = jax.device_put(params, sharding.replicated(mesh))
+            run = jax.jit(chunked(forward, mesh, images_per_chunk(model, *batch["image"].shape[1:3])))
         images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
         pooled, mean_patch = jax.device_get(run(params, images))
         columns = (pooled, mean_patch, batch["label"], batch["index"])
@@ -55,3 +60,40 @@ def extract(model: VisionTransformer, batches: Iterable[Batch]) -> Extracted:
     if not pieces:
         raise ValueError("there are no batches to extract features from")
     return Extracted(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+
+
+def images_per_chunk(model: VisionTransformer, height: int, width: int) -> int:
+    """How many images of this size in pixels a CPU handles best at a time: as many as its cache has room for."""
+    tokens = height * width // model.arguments.patch_size**2
+    return max(_TOKEN_NUMBERS // (tokens * model.width), 1)
+
+
+def chunked(
+    forward: Callable[[tree.Params, jax.Array], T], mesh: Mesh, chunk: int
+) -> Callable[[tree.Params, jax.Array], T]:
+    """A function of large batches that runs a few images at a time inside the program, to be compiled.
+
+    On a CPU the activations of a large batch leave the cache, which halves the speed. Elsewhere a large batch is what
+    is wanted, and `forward` is returned as it is. Images stay on their device.
+
+    Args:
+      forward: gets parameters and images [B, ...], and gives arrays [B, ...], a row of which depends on its image only.
+      mesh: the images are spread over it as `sharding.put_batch` does it.
+      chunk: images of a device to run at a time, at most.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return forward
+
+    def on_device(params: tree.Params, images: jax.Array) -> T:
+        count = len(images)
+        if count <= chunk:
+            return forward(params, images)
+        chunks = -(-count // chunk)
+        size = -(-count // chunks)
+        padding = [(0, chunks * size - count)] + [(0, 0)] * (images.ndim - 1)
+        pieces = jnp.pad(images, padding).reshape(chunks, size, *images.shape[1:])
+        found = jax.lax.map(lambda piece: forward(params, piece), pieces)
+        return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:])[:count], found)
+
+    spread = sharding.batch_sharding(mesh).spec
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), spread), out_specs=spread)

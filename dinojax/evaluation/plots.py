@@ -97,48 +97,109 @@ def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path
     figure.savefig(path, dpi=120)
 
 
+class Panel(NamedTuple):
+    """One panel of a run's curves."""
+
+    title: str
+    curves: Mapping[str, pd.Series]
+    """Values by step; steps without one are left out."""
+    references: Mapping[str, float] = {}
+    """Dashed lines at what would be if nothing were learned."""
+    best: int | None = None
+    """Place at which the first curve is marked."""
+
+
 def plot_metrics(metrics: Path, path: Path, prototypes: int) -> None:
     """Curves of a pre-training run, a panel each, with what they would be if nothing were learned.
 
     Args:
-      metrics: `metrics.jsonl`.
+      metrics: `metrics.jsonl`; without a line there is nothing to draw.
       path: PNG to write.
       prototypes: K; at log K targets and predictions are uniform.
     """
     lines = [line for line in metrics.read_text().splitlines() if line.strip()]
-    table = pd.DataFrame([json.loads(line) for line in lines]).set_index("step")
-    dino = table.filter(["dino_local", "dino_global"]).sum(axis=1)
-    norms = list(table.filter(regex="^grad_norm").columns)
-    uniform = float(np.log(prototypes))
-    figure = Figure(figsize=(13, 9.5), layout="constrained")
-    axes = figure.subplots(3, 3)
-    _panel(axes[0, 0], _columns(table, "loss"), "Loss (weighted sum)")
-    _panel(axes[0, 1], {"local + global": dino}, "DINO loss", reference=uniform)
-    _panel(axes[0, 2], _columns(table, "dino_global", "dino_local"), "DINO terms")
-    entropies = _columns(table, "target_entropy", "mean_target_entropy")
-    _panel(axes[1, 0], entropies, "Entropy of the targets (nats)", reference=uniform)
-    _panel(axes[1, 1], _columns(table, "ibot"), "iBOT loss")
-    _panel(axes[1, 2], _columns(table, "koleo"), "KoLeo loss")
-    _panel(axes[2, 0], _columns(table, "lr"), "Learning rate")
-    _panel(axes[2, 1], _columns(table, "momentum", "weight_decay", "teacher_temp"), "Schedules")
-    _panel(axes[2, 2], _columns(table, *norms), "Gradient norms before clipping")
+    if not lines:
+        return
+    panels = metrics_panels(pd.json_normalize([json.loads(line) for line in lines]).set_index("step"), prototypes)
+    columns = min(max(len(panels), 1), 3 if len(panels) <= 9 else 4)
+    rows = max(-(-len(panels) // columns), 1)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw(axis, panel)
     figure.suptitle("Pre-training", fontsize=12)
     figure.savefig(path, dpi=110)
 
 
-def _columns(table: pd.DataFrame, *names: str) -> dict[str, pd.Series]:
-    return {name: pd.Series(table[name]) for name in names if name in table}
+def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
+    """What there is to draw of a run; a panel without any values is left out.
+
+    Args:
+      table: the lines of `metrics.jsonl`, by step; what stands under `time` as columns `time.…`. Only columns that
+        are known are read, and none has to be there.
+      prototypes: K.
+    """
+    found = {str(name): pd.Series(table[name]).replace([np.inf, -np.inf], np.nan).dropna() for name in table.columns}
+    terms = ("dino_local", "dino_global", "ibot", "koleo")
+    # A term with weight 0 is logged as 0.
+    found = {name: values for name, values in found.items() if len(values) and (name not in terms or values.any())}
+
+    def pick(*names: str) -> dict[str, pd.Series]:
+        return {name: found[name] for name in names if name in found}
+
+    uniform = {"log K: nothing learned": float(np.log(prototypes))}
+    dino = pick("dino_local", "dino_global")
+    total = {"local + global": pd.concat(dino, axis=1).dropna().sum(axis=1)} if dino else {}
+    waited = {}
+    if {"time.data_wait", "time.seconds"} <= found.keys():
+        waited = {"data_wait / seconds": (found["time.data_wait"] / found["time.seconds"]).dropna()}
+    panels = [
+        _probe_panel(found),
+        Panel("Loss (weighted sum)", pick("loss")),
+        Panel("DINO loss", total, uniform),
+        Panel("DINO terms", dino),
+        Panel("KL(teacher ‖ student) (nats)", pick("kl")),
+        Panel("Entropy of the targets (nats)", pick("target_entropy", "mean_target_entropy"), uniform),
+        Panel("iBOT loss", pick("ibot")),
+        Panel("KoLeo loss", pick("koleo")),
+        Panel("Share of the prototypes used", pick("prototypes_used")),
+        Panel("Spread of the class tokens (1: even)", pick("feature_std"), {"0: collapse": 0.0}),
+        Panel("Effective rank of the class tokens", pick("effective_rank"), {"1: collapse": 1.0}),
+        Panel("Gradient norms before clipping", pick(*(name for name in found if name.startswith("grad_norm")))),
+        Panel("Learning rate", pick("lr")),
+        Panel("Schedules", pick("momentum", "weight_decay", "teacher_temp")),
+        Panel("Images per second", pick("time.images_per_s")),
+        Panel("Share of the time waiting for data", waited),
+    ]
+    return [panel for panel in panels if panel.curves]
 
 
-def _panel(axis: Axes, curves: Mapping[str, pd.Series], title: str, reference: float | None = None) -> None:
-    for (name, values), colour in zip(curves.items(), COLOURS, strict=False):
+def _probe_panel(found: Mapping[str, pd.Series]) -> Panel:
+    """Accuracy of the k-NN probe, the best marked, with those of the baselines."""
+    title = "k-NN probe"
+    if "probe" not in found:
+        return Panel(title, {})
+    curves = {name: found[name] for name in ("probe", "probe_balanced") if name in found}
+    names = {"probe_pixels": "k-NN on 32×32 pixels", "probe_majority": "largest class"}
+    lines = {shown: float(found[name].iloc[-1]) for name, shown in names.items() if name in found}
+    place = int(np.argmax(found["probe"].to_numpy()))
+    step = int(found["probe"].index[place])
+    return Panel(f"{title}: best {found['probe'].iloc[place]:.3f} at step {step}", curves, lines, best=place)
+
+
+def _draw(axis: Axes, panel: Panel) -> None:
+    for (name, values), colour in zip(panel.curves.items(), COLOURS * len(panel.curves), strict=False):
         # A run of one logged step would show nothing without a marker.
         axis.plot(values.index, values, color=colour, label=name, marker="." if len(values) < 2 else None)
-    if reference is not None:
-        axis.axhline(reference, color=GREY, linestyle="--", linewidth=1, label="log K: nothing learned")
-    axis.set(title=title, xlabel="step")
+    if panel.best is not None:
+        first = next(iter(panel.curves.values())).iloc[[panel.best]]
+        axis.plot(first.index, first, "o", color=COLOURS[0], markersize=7)
+    for (name, value), style in zip(panel.references.items(), ("--", ":"), strict=False):
+        axis.axhline(value, color=GREY, linestyle=style, linewidth=1, label=name)
+    axis.set_title(panel.title, fontsize=10)
+    axis.set_xlabel("step")
     axis.grid(alpha=0.25)
-    if curves or reference is not None:
+    if len(panel.curves) > 1 or panel.references:
         axis.legend(fontsize=8)
-    else:
-        axis.text(0.5, 0.5, "not part of this run", ha="center", va="center", transform=axis.transAxes, color=GREY)

@@ -29,13 +29,17 @@ class DINOHead(nnx.Module):
         self.last_layer = Prototypes(bottleneck, prototypes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] to logits over the prototypes [..., K]."""
+        """[..., D] to logits over the prototypes, float32 [..., K]."""
+        return self.last_layer(self.embed(x))
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """[..., D] to what is compared with the prototypes, of length 1: [..., bottleneck]."""
         for layer in self.mlp[:-1]:
             x = jax.nn.gelu(layer(x), approximate=False)
         x = self.mlp[-1](x)
         # The norm of an all-zero row has no gradient: padded rows must not turn it into NaN.
-        squared = jnp.sum(x * x, -1, keepdims=True)
-        return self.last_layer(x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24)))
+        squared = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
+        return (x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))).astype(x.dtype)
 
 
 class Prototypes(nnx.Module):
@@ -47,8 +51,17 @@ class Prototypes(nnx.Module):
         self.weight_v = nnx.Param(jax.random.uniform(rngs.params(), (width, prototypes), minval=-bound, maxval=bound))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        v = self.weight_v[...]
-        return x @ (v * (self.weight_g[...] / jnp.linalg.norm(v, axis=0)))
+        return compare(x, self.columns())
+
+    def columns(self) -> jax.Array:
+        """What `compare` compares with, [bottleneck, K]: where there are several calls, normalised once for all."""
+        v = self.weight_v[...].astype(jnp.float32)
+        return (v * (self.weight_g[...] / jnp.linalg.norm(v, axis=0))).astype(self.weight_v[...].dtype)
+
+
+def compare(x: jax.Array, columns: jax.Array) -> jax.Array:
+    """Logits float32 [..., K] of what `DINOHead.embed` gives."""
+    return jnp.matmul(x, columns, preferred_element_type=jnp.float32)
 
 
 class Classifier(nnx.Module):

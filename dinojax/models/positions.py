@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def interpolate(table: jax.Array, grid: tuple[int, int], antialias: bool) -> jax.Array:
+def interpolate(table: jax.Array, grid: tuple[int, int], antialias: bool, offset: float = 0.1) -> jax.Array:
     """Resamples the positional embeddings of the patches to another grid.
 
     Args:
       table: [M, M, D].
       grid: rows and columns of the patch grid wanted.
-      antialias: False as in the models without registers (by scale factor with an offset of 0.1, cubic with
-        a = -0.75); True as in those with registers (by size, a = -0.5).
+      antialias: False as in the models without registers (by scale factor with an offset, cubic with a = -0.75); True
+        as in those with registers (by size, a = -0.5).
+      offset: 0.1 as published; 0 is by size. Of no account with antialiasing.
 
     Returns:
       [h, w, D]; the table itself at its own size.
@@ -25,7 +26,7 @@ def interpolate(table: jax.Array, grid: tuple[int, int], antialias: bool) -> jax
     side = table.shape[0]
     if grid == (side, side):
         return table
-    weights = _antialiased_weights if antialias else _offset_weights
+    weights = _antialiased_weights if antialias else functools.partial(_offset_weights, offset=offset)
     rows, columns = weights(side, grid[0]), weights(side, grid[1])
     return jnp.einsum("hi,ijd,wj->hwd", rows, table, columns, precision=jax.lax.Precision.HIGHEST)
 
@@ -39,10 +40,10 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 @functools.lru_cache
-def _offset_weights(side: int, size: int) -> np.ndarray:
-    """[size, side]: `torch.nn.functional.interpolate(mode="bicubic", scale_factor=(size + 0.1) / side)`."""
+def _offset_weights(side: int, size: int, offset: float) -> np.ndarray:
+    """[size, side]: `torch.nn.functional.interpolate(mode="bicubic", scale_factor=(size + offset) / side)`."""
     # The published code passes the scale factor, so its inverse is rounded to float32 before it is used.
-    step = np.float64(np.float32(1 / ((size + 0.1) / side)))
+    step = np.float64(np.float32(1 / ((size + offset) / side)))
     centres = (np.arange(size) + 0.5) * step - 0.5
     first = np.floor(centres).astype(int) - 1
     weights = np.zeros((size, side))

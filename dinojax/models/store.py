@@ -21,7 +21,7 @@ from dinojax.models.features import Preprocessing
 from dinojax.models.vit import ViTArguments
 
 # How a model is trained is a run's business, not the model's.
-_NOT_KEPT = ("drop_path", "drop_path_uniform", "groups", "layer_scale")
+_NOT_KEPT = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks", "layer_scale")
 
 
 def save_model(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,11 @@ class ViTArguments:
     """Rate of dropped residual branches in training. Not kept in a model directory."""
     drop_path_uniform: bool = False
     """The same rate in every block, or rising linearly from 0 to it."""
-    groups: int = 1
-    """Equal slices of the batch inside each of which drop path picks its subset. Not kept in a model directory."""
+    drop_path_subset: bool = True
+    """Above a rate of 0.1 a branch runs on a subset of the batch alone, as published; else they are dropped singly."""
+    loop_blocks: bool = False
+    """Blocks of equal drop path as a loop of the program: compiles sooner and holds one block's gathered weights at a
+    time where they are spread over devices, but stacks all weights first. Not kept in a model directory."""
 
 
 class LayerScale(nnx.Module):
@@ -60,12 +63,17 @@ class Attention(nnx.Module):
         self.proj = nnx.Linear(width, width, kernel_init=_init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = rearrange(self.qkv(x), "b n (qkv h d) -> qkv b h n d", qkv=3, h=self.heads)
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k)
+        # Matrix products of two axes are faster than of three, forward and backward.
+        qkv = self.qkv(rearrange(x, "b n d -> (b n) d"))
+        q, k, v = rearrange(qkv, "(b n) (qkv h d) -> qkv b h n d", b=len(x), qkv=3, h=self.heads)
+        # Softmax is float32 whatever the precision of the products.
+        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         # Dividing after the product with V touches N·d numbers rather than N·N.
-        out = jnp.einsum("bhnm,bhmd->bhnd", weights, v) / weights.sum(-1, keepdims=True)
-        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+        total = weights.sum(-1, keepdims=True)
+        out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+        out = self.proj(rearrange(out.astype(x.dtype), "b h n d -> (b n) (h d)"))
+        return rearrange(out, "(b n) d -> b n d", b=len(x))
 
 
 class MLP(nnx.Module):
@@ -76,7 +84,8 @@ class MLP(nnx.Module):
         self.fc2 = nnx.Linear(4 * width, width, kernel_init=_init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        out = self.fc2(jax.nn.gelu(self.fc1(rearrange(x, "b n d -> (b n) d")), approximate=False))
+        return rearrange(out, "(b n) d -> b n d", b=len(x))
 
 
 class SwiGLU(nnx.Module):
@@ -88,8 +97,8 @@ class SwiGLU(nnx.Module):
         self.w3 = nnx.Linear(hidden, width, kernel_init=_init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        gate, value = jnp.split(self.w12(x), 2, axis=-1)
-        return self.w3(jax.nn.silu(gate) * value)
+        gate, value = jnp.split(self.w12(rearrange(x, "b n d -> (b n) d")), 2, axis=-1)
+        return rearrange(self.w3(jax.nn.silu(gate) * value), "(b n) d -> b n d", b=len(x))
 
 
 class Block(nnx.Module):
@@ -97,8 +106,7 @@ class Block(nnx.Module):
 
     def __init__(self, arguments: ViTArguments, drop_path: float, rngs: nnx.Rngs) -> None:
         width = arguments.width
-        self.drop_path = drop_path
-        self.groups = arguments.groups
+        self.drop_path = DropPath(drop_path, arguments.drop_path_subset and drop_path > 0.1)
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.attn = Attention(width, arguments.heads, rngs)
         self.ls1 = LayerScale(width, arguments.layer_scale)
@@ -106,31 +114,39 @@ class Block(nnx.Module):
         self.mlp = (MLP if arguments.mlp == "gelu" else SwiGLU)(width, rngs)
         self.ls2 = LayerScale(width, arguments.layer_scale)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, N, D] to the same; a key drops branches at the block's rate."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        x = _residual(x, lambda x: self.ls1(self.attn(self.norm1(x))), self.drop_path, self.groups, keys[0])
-        return _residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), self.drop_path, self.groups, keys[1])
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """[B, N, D] to the same; keys [2, G], one for each branch and group, drop branches at the block's rate."""
+        first, second = (None, None) if keys is None else keys
+        x = residual(x, lambda x: self.ls1(self.attn(self.norm1(x))), self.drop_path, first)
+        return residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), self.drop_path, second)
 
 
-def _residual(
-    x: jax.Array, branch: Callable[[jax.Array], jax.Array], rate: float, groups: int, key: jax.Array | None
+class DropPath(NamedTuple):
+    """Rate of dropped residual branches, and whether by a subset of the batch or image by image."""
+
+    rate: float
+    subset: bool
+
+
+def residual(
+    x: jax.Array, branch: Callable[[jax.Array], jax.Array], drop: DropPath, keys: jax.Array | None
 ) -> jax.Array:
-    """Adds a branch, dropped with probability `rate` when there is a key.
+    """Adds a branch, dropped at a rate when there are keys, one for each of G equal slices of the batch.
 
-    Up to 0.1 images are dropped one by one; above, the branch runs on a random subset of the batch only and is scaled
-    by batch / subset, so that compute falls with the rate (DINOv2, section 5, "efficient stochastic depth").
+    By subset, the branch runs on max(int(B/G·(1 − rate)), 1) random images of each slice only and is scaled by the
+    inverse of their share, so that compute falls with the rate (DINOv2, section 5, "efficient stochastic depth").
     """
-    if key is None or rate == 0:
+    if keys is None or drop.rate == 0:
         return x + branch(x)
-    if rate <= 0.1:
-        kept = jax.random.bernoulli(key, 1 - rate, (len(x), 1, 1))
-        return x + branch(x) * kept / (1 - rate)
-    size = len(x) // groups
-    subset = max(int(size * (1 - rate)), 1)
+    groups, size = len(keys), len(x) // len(keys)
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
+    if not drop.subset:
+        kept = (draws.reshape(-1, 1, 1) >= drop.rate).astype(x.dtype)
+        return x + branch(x) * kept / (1 - drop.rate)
+    subset = max(int(size * (1 - drop.rate)), 1)
     grouped = rearrange(x, "(g b) n d -> g b n d", g=groups)
     # The places of the largest of random numbers are a random subset; a permutation compiles much slower.
-    chosen = jax.lax.top_k(jax.random.uniform(key, (groups, size)), subset)[1]
+    chosen = jax.lax.top_k(draws, subset)[1]
     picked = jnp.take_along_axis(grouped, chosen[:, :, None, None], axis=1)
     added = branch(rearrange(picked, "g b n d -> (g b) n d")) * (size / subset)
     added = rearrange(added, "(g b) n d -> g b n d", g=groups)
@@ -195,16 +211,13 @@ class VisionTransformer(nnx.Module):
           x: float [B, H, W, C]; height and width divisible by the patch size.
           masks: bool [B, h, w] or [B, h·w]; patches replaced by the mask token.
           train: drops residual branches at the model's rate, which needs a key.
-          key: a PRNG key.
+          key: a PRNG key; or several, [G], one for each of G equal slices of the batch, inside which drop path draws.
 
         Raises:
           ValueError: a size or a number of channels that does not fit.
         """
         grid = self._grid(x)
-        tokens = self._tokens(x, masks)
-        for block, block_key in zip(self.blocks, self._block_keys(train, key), strict=True):
-            tokens = block(tokens, block_key)
-        return self._features(tokens, grid)
+        return self._features(self._run_blocks(self._tokens(x, masks), self._drop_keys(train, key)), grid)
 
     def intermediate(self, x: jax.Array, blocks: int = 4) -> tuple[Features, ...]:
         """Features after each of the last `blocks` blocks, the final norm applied to each; last block last."""
@@ -246,12 +259,25 @@ class VisionTransformer(nnx.Module):
         )
         return jnp.concatenate([first_tokens.astype(patches.dtype), patches], axis=1)
 
-    def _block_keys(self, train: bool, key: jax.Array | None) -> list[jax.Array | None]:
+    def _drop_keys(self, train: bool, key: jax.Array | None) -> jax.Array | None:
+        """[L, 2, G]: a key for each block, branch and group; None where nothing is dropped."""
         if not train or self.arguments.drop_path == 0:
-            return [None] * len(self.blocks)
+            return None
         if key is None:
             raise ValueError("drop path in training needs a key")
-        return list(jax.random.split(key, len(self.blocks)))
+        split = jax.vmap(lambda key: jax.random.split(key, (len(self.blocks), 2)))(jnp.atleast_1d(key))
+        return rearrange(split, "g l two -> l two g")
+
+    def _run_blocks(self, tokens: jax.Array, keys: jax.Array | None) -> jax.Array:
+        alike = keys is None or len({block.drop_path for block in self.blocks}) == 1
+        if not (self.arguments.loop_blocks and alike):
+            for number, block in enumerate(self.blocks):
+                tokens = block(tokens, None if keys is None else keys[number])
+            return tokens
+        states = [nnx.split(block) for block in self.blocks]
+        graph = states[0][0]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(state for _, state in states))
+        return jax.lax.scan(lambda x, of: (nnx.merge(graph, of[0])(x, of[1]), None), tokens, (stacked, keys))[0]
 
     def _features(self, tokens: jax.Array, grid: tuple[int, int]) -> Features:
         tokens = self.norm(tokens)

@@ -72,10 +72,32 @@ def test_going_on_gives_what_not_stopping_gives():
     assert_same(take(2, start=1003, threads=0), take(3, start=1002)[1:])
 
 
-def test_threads_change_nothing():
-    one = take(8, threads=1)
-    assert_same(one, take(8, threads=4))
-    assert_same(one, take(8, threads=0))
+@pytest.mark.parametrize("start", [0, 3])
+def test_threads_change_nothing(start):
+    one = take(8, start=start, threads=1)
+    for threads in (0, 2, 5):
+        assert_same(one, take(8, start=start, threads=threads))
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_together_are_the_whole_batch(parts, start):
+    shares = [take(6, start=start, part=(own, parts), threads=own % 3) for own in range(parts)]
+    joined = [
+        {name: np.concatenate([one[name] for one in row]) for name in row[0]} for row in zip(*shares, strict=True)
+    ]
+    assert_same(joined, take(6, start=start))
+
+
+def test_per_batch_of_a_part_gets_its_rows_and_the_global_number():
+    batch = take(1, start=5, part=(1, 2), per_batch=lambda batch, step: batch | {"step": np.array(step)})[0]
+    assert int(batch["step"]) == 5
+    assert batch["place"].tolist() == [22, 23]
+
+
+def test_a_batch_that_does_not_divide_into_parts_is_refused():
+    with pytest.raises(UsageError, match=r"batch_size 4 .* 3 processes"):
+        take(1, part=(0, 3))
 
 
 def test_draws_are_apart_from_place_to_place_and_independent_of_the_batch_size():
@@ -119,22 +141,70 @@ def test_evaluation_marks_what_stands_in_for_a_skipped_file():
     assert batch["valid"].tolist() == [True, False, True, True]
 
 
-def test_prefetch_puts_ahead_and_keeps_all():
-    log: list[str] = []
+def prefetch_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "prefetch"}
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_prefetch_keeps_all_in_order_and_goes_no_further_than_asked(depth):
+    made, used = [], []
+
+    def numbers() -> Iterator[int]:
+        for number in range(30):
+            made.append(number)
+            assert len(made) <= len(used) + 1 + depth  # the one in use may not be on the list yet
+            yield number
+
+    for number in prefetch(numbers(), lambda number: 10 * number, depth):
+        used.append(number)
+    assert used == [10 * number for number in range(30)]
+    assert list(prefetch([], str)) == []
+
+
+def test_prefetch_makes_the_next_while_one_is_in_use():
+    made = [threading.Event() for _ in range(3)]
+    thread_of_put = []
 
     def put(number: int) -> int:
-        log.append(f"put {number}")
+        thread_of_put.append(threading.current_thread())
+        made[number].set()
         return number
 
-    def consume(batches: Iterator[int]) -> None:
-        for number in batches:
-            log.append(f"use {number}")
+    batches = prefetch(range(3), put)
+    assert next(batches) == 0
+    assert made[1].wait(timeout=20)
+    assert made[2].wait(timeout=20)
+    assert list(batches) == [1, 2]
+    assert threading.current_thread() not in thread_of_put
+    assert not prefetch_threads()
 
-    consume(prefetch(range(3), put))
-    assert log == ["put 0", "put 1", "use 0", "put 2", "use 1", "use 2"]
-    log.clear()
-    consume(prefetch(range(1), put))
-    assert log == ["put 0", "use 0"]
+
+@pytest.mark.parametrize("where", ["batches", "put"])
+def test_prefetch_raises_when_the_batch_is_due(where):
+    def check(number: int, here: str) -> int:
+        if here == where and number == 2:
+            raise BadFile("cannot read 2.png")
+        return number
+
+    batches = prefetch((check(number, "batches") for number in range(9)), lambda number: check(number, "put"))
+    assert [next(batches), next(batches)] == [0, 1]
+    with pytest.raises(BadFile, match=r"cannot read 2\.png"):
+        next(batches)
+    assert list(batches) == []
+    assert not prefetch_threads()
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_the_prefetching_thread_ends_with_its_iterator(how):
+    made = []
+    batches = prefetch(itertools.count(), made.append)
+    next(batches)
+    assert len(prefetch_threads()) == 1
+    if how == "closed":
+        batches.close()  # type: ignore[attr-defined]
+    del batches
+    assert not prefetch_threads()
+    assert len(made) <= 3
 
 
 def test_stopping_early_reads_no_further():

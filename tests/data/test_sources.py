@@ -1,7 +1,9 @@
 """What `--data` may name, what is refused and how, and how files are decoded."""
 
 import csv
+import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -354,3 +356,44 @@ def test_a_skipped_file_is_replaced_by_the_next_and_listed(tmp_path):
     nothing = ImageSource(records, np.array([2, 3]), on_bad_file="skip")
     with pytest.raises(BadFile, match="none of the 2 images"):
         nothing[0]
+
+
+def test_the_cache_changes_nothing_and_keeps_its_budget(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for name in range(5):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    records = read_records(str(tmp_path), labelled=False)
+    decoded: list[str] = []
+
+    def counted(path: Path, frame: int | None = None) -> np.ndarray:
+        decoded.append(path.name)
+        return decode(path, frame)
+
+    monkeypatch.setattr("dinojax.data.sources.decode", counted)
+    plain = [ImageSource(records)[i]["image"] for i in range(5)]
+    decoded.clear()
+    source = ImageSource(records, channels=3, cache_gib=3.5 * 16 * 16 * 3 / 2**30)  # room for three images of five
+    for _ in range(2):
+        for i, image in enumerate(plain):
+            np.testing.assert_array_equal(source[i]["image"], image)
+    names = [f"{name}.png" for name in range(5)]
+    assert decoded == [*names, *names[3:]]
+
+    with pytest.raises(ValueError, match="read-only"):
+        source[0]["image"][:] = 0
+    copy = pickle.loads(pickle.dumps(source))
+    decoded.clear()
+    np.testing.assert_array_equal(copy[0]["image"], plain[0])
+    assert decoded == ["0.png"]
+    assert len(pickle.dumps(source)) == len(pickle.dumps(ImageSource(records, channels=3, cache_gib=source.cache_gib)))
+
+
+def test_threads_share_one_budget(tmp_path):
+    for name in range(8):
+        write_image(tmp_path / f"{name}.png", 20 * name, size=(40, 40))
+    records = read_records(str(tmp_path), labelled=False)
+    source = ImageSource(records, channels=1, cache_gib=4 * 40 * 40 / 2**30)
+    with ThreadPoolExecutor(8) as pool:
+        images = list(pool.map(lambda i: source[i % 8]["image"], range(200)))
+    assert [int(image[0, 0, 0]) for image in images] == [20 * (i % 8) for i in range(200)]
+    assert sum(source[i]["image"] is source[i]["image"] for i in range(8)) == 4

@@ -9,13 +9,15 @@ from flax import nnx
 import dinojax
 from dinojax import sharding, tree
 from dinojax.config import LossConfig, OptimConfig
-from dinojax.dino import step as dino
+from dinojax.dino import state as states
+from dinojax.dino.state import Graphs, Schedules
+from dinojax.dino.step import Batch, make_train_step
 from dinojax.models.heads import DINOHead
 from tests import goldens_reader as goldens
 from tests import rebuilt
 from weights_convert import tables
 
-STEPS = dino.Schedules(
+STEPS = Schedules(
     lr=np.array([1e-3, 2e-3, 3e-3]),
     weight_decay=np.array([0.04, 0.06, 0.08]),
     momentum=np.array([0.992, 0.994, 0.996]),
@@ -23,11 +25,13 @@ STEPS = dino.Schedules(
 )
 
 
-def modules() -> tuple[dino.Graphs, dict[str, jax.Array]]:
+def modules() -> tuple[Graphs, dict[str, jax.Array]]:
     """The tiny backbone and head, with weights rebuilt under their prefixed names."""
     size = {"width": 32, "depth": 2, "heads": 2, "image_size": 70}
     backbone = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **size)
-    graphs, params = dino.split_modules(backbone, DINOHead(32, 128, 48, 16, layers=3, rngs=nnx.Rngs(0)))
+    graphs, params = states.split_modules(
+        backbone, {"dino_head": DINOHead(32, 128, 48, 16, layers=3, rngs=nnx.Rngs(0))}
+    )
     converted = {}
     for prefix, convert in (("backbone", tables.dinov2_backbone), ("dino_head", tables.dino_head)):
         tensors = rebuilt.published(tree.subtree(prefix, params), f"{prefix}.")
@@ -35,7 +39,7 @@ def modules() -> tuple[dino.Graphs, dict[str, jax.Array]]:
     return graphs, converted
 
 
-def batch(step: int, masks: np.ndarray) -> dino.Batch:
+def batch(step: int, masks: np.ndarray) -> Batch:
     """The published crops are crop-major and NCHW."""
 
     def crops(name: str, views: int, size: int) -> jax.Array:
@@ -47,19 +51,28 @@ def batch(step: int, masks: np.ndarray) -> dino.Batch:
 
 
 @pytest.mark.parametrize(
-    ("centering", "devices", "groups"),
-    [("sinkhorn_knopp", 1, 1), ("centering", 1, 1), ("sinkhorn_knopp", 4, 1), ("centering", 4, 4)],
+    ("centering", "devices", "groups", "accumulate"),
+    [
+        ("sinkhorn_knopp", 1, 1, 1),
+        ("centering", 1, 1, 1),
+        ("sinkhorn_knopp", 4, 1, 1),
+        ("centering", 4, 4, 1),
+        ("sinkhorn_knopp", 1, 4, 4),
+        ("centering", 2, 4, 2),
+    ],
 )
-def test_golden_steps(centering: str, devices: int, groups: int) -> None:
-    """Also spread over devices, and with the masked patches packed in groups: the losses see the global batch."""
+def test_golden_steps(centering: str, devices: int, groups: int, accumulate: int) -> None:
+    """Also spread over devices, in groups, and differentiated slice by slice: the losses see the global batch."""
     golden = goldens.load(f"ssl_steps_{centering}.npz")
     graphs, params = modules()
     loss = LossConfig(centering="sinkhorn_knopp" if centering == "sinkhorn_knopp" else "softmax")
-    optimizer = dino.make_optimizer(params, 2, STEPS, OptimConfig(), frozen_steps=1)
+    optimizer = states.make_optimizer(params, 2, STEPS, OptimConfig(), frozen_steps=1)
     bound = max(int(golden[f"step{i}.masks"].sum()) for i in range(3)) + 5
-    step = jax.jit(dino.make_train_step(graphs, optimizer, STEPS, loss, bound, groups), donate_argnums=0)
-    mesh = sharding.make_mesh(4, devices)
-    state = jax.device_put(dino.init_state(params, optimizer), sharding.replicated(mesh))
+    step = jax.jit(
+        make_train_step(graphs, optimizer, STEPS, loss, bound, groups=groups, accumulate=accumulate), donate_argnums=0
+    )
+    mesh = sharding.make_mesh(4, devices=devices)
+    state = jax.device_put(states.init_state(graphs, params, optimizer), sharding.replicated(mesh))
     for i in range(3):
         state, metrics = step(state, jax.device_put(batch(i, golden[f"step{i}.masks"]), sharding.batch_sharding(mesh)))
         for ours, published in {

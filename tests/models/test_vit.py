@@ -80,7 +80,7 @@ TINY = {"width": 32, "depth": 3, "heads": 2, "image_size": 28}
 def test_drop_path_runs_branches_on_a_subset_scaled_to_the_batch() -> None:
     model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5, drop_path_uniform=True)
     block, x = model.blocks[0], jax.random.normal(jax.random.key(1), (8, 5, 32))
-    k1, k2 = jax.random.split(jax.random.key(2))
+    k1, k2 = keys = jax.random.split(jax.random.key(2))
 
     def residual(branch, x: jax.Array, key: jax.Array) -> jax.Array:  # one image at a time, from the definition
         chosen = np.argsort(np.asarray(jax.random.uniform(key, (8,))))[4:]
@@ -89,16 +89,31 @@ def test_drop_path_runs_branches_on_a_subset_scaled_to_the_batch() -> None:
 
     attended = residual(lambda x: block.ls1(block.attn(block.norm1(x))), x, k1)
     expected = residual(lambda x: block.ls2(block.mlp(block.norm2(x))), attended, k2)
-    np.testing.assert_allclose(block(x, jax.random.key(2)), expected, atol=1e-5)
+    np.testing.assert_allclose(block(x, keys[:, None]), expected, atol=1e-5)
 
 
 def test_drop_path_in_groups_picks_as_many_of_each() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.75, drop_path_uniform=True, groups=2)
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.75, drop_path_uniform=True)
     x = jax.random.normal(jax.random.key(1), (8, 5, 32))
-    changed = np.abs(np.asarray(model.blocks[0](x, jax.random.key(2)) - x)).max((1, 2)) > 0
+    keys = jax.random.split(jax.random.key(2), (2, 2))
+    changed = np.abs(np.asarray(model.blocks[0](x, keys) - x)).max((1, 2)) > 0
     # One image of four in each half, for each of the block's two branches.
     assert 1 <= changed[:4].sum() <= 2
     assert 1 <= changed[4:].sum() <= 2
+    halves = [np.asarray(model.blocks[0](x[i : i + 4], keys[:, i // 4, None])) for i in (0, 4)]
+    np.testing.assert_allclose(model.blocks[0](x, keys), np.concatenate(halves), atol=1e-6)
+
+
+@pytest.mark.parametrize(("rate", "subset"), [(0.3, True), (0.3, False), (0.1, True)])
+def test_blocks_in_a_loop_give_what_they_give_one_by_one(rate: float, subset: bool) -> None:
+    given = {**TINY, "drop_path": rate, "drop_path_uniform": True, "drop_path_subset": subset, "loop_blocks": True}
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **given)
+    x, keys = jax.random.normal(jax.random.key(1), (8, 28, 28, 3)), jax.random.split(jax.random.key(2), 2)
+    tokens, drop_keys = model._tokens(x, None), model._drop_keys(True, keys)
+    assert drop_keys is not None
+    for block, block_keys in zip(model.blocks, drop_keys, strict=True):
+        tokens = block(tokens, block_keys)
+    np.testing.assert_allclose(model(x, train=True, key=keys).pooled, model.norm(tokens)[:, 0], atol=1e-5)
 
 
 def test_small_drop_path_masks_single_images_and_keeps_the_mean() -> None:
@@ -106,7 +121,7 @@ def test_small_drop_path_masks_single_images_and_keeps_the_mean() -> None:
     block, x = model.blocks[0], jnp.repeat(jax.random.normal(jax.random.key(1), (1, 5, 32)), 4096, axis=0)
     attended = x + block.ls1(block.attn(block.norm1(x)))
     full = attended + block.ls2(block.mlp(block.norm2(attended)))
-    dropped = block(x, jax.random.key(3))
+    dropped = block(x, jax.random.split(jax.random.key(3), (2, 1)))
     untouched = np.mean(np.abs(np.asarray(dropped - x)).max((1, 2)) == 0)
     assert abs(untouched - 0.01) < 0.006
     assert float(jnp.abs(dropped.mean(0) - full[0]).max()) < 0.05 * float(jnp.abs(full[0] - x[0]).max())
@@ -115,7 +130,7 @@ def test_small_drop_path_masks_single_images_and_keeps_the_mean() -> None:
 def test_drop_path_acts_only_in_training() -> None:
     model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5)
     x = jax.random.normal(jax.random.key(1), (4, 28, 28, 3))
-    rates = [block.drop_path for block in model.blocks]
+    rates = [block.drop_path.rate for block in model.blocks]
     assert rates == [0.0, 0.25, 0.5]
     np.testing.assert_array_equal(model(x).pooled, model(x, key=jax.random.key(0)).pooled)
     assert not np.allclose(model(x).pooled, model(x, train=True, key=jax.random.key(0)).pooled)

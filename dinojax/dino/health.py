@@ -1,0 +1,171 @@
+"""Whether a run is well: figures of its features and targets, and the guard that ends it when they have collapsed."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dinojax.config import GuardConfig
+
+CONSTANT = 1e-7
+"""Features of a smaller spread are the same up to float32's rounding. A backbone with random weights and LayerScale
+1e-5, whose class token hardly sees the image yet, is above: at 6e-5 for a ViT-S/14, 1e-6 for one block of width 32."""
+_SPREAD_ADVICE = "lower optim.lr, or raise batch_size or loss.koleo_weight"
+
+
+def spread(features: jax.Array) -> jax.Array:
+    """How evenly directions fill the sphere: root mean square over coordinates of the standard deviation, times √D.
+
+    The standard deviation is that of the L2-normalised rows, as in SimSiam's study of collapse (Chen & He 2021, arXiv
+    2011.10566, section 4.1). It equals √(1 − ‖mean of the normalised rows‖²).
+
+    Args:
+      features: [N, D], class tokens of different images.
+
+    Returns:
+      float32 scalar: 0 if all rows have one direction (collapse), 1 if the directions cancel out; √(1 − 1/N) on average
+      for N independent directions.
+    """
+    features = features.astype(jnp.float32)
+    unit = features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    # Taken relative to a row, so that equal rows give 0 to the last bit.
+    relative = unit - unit[:1]
+    return jnp.sqrt(relative.var(axis=0).sum())
+
+
+def effective_rank(features: jax.Array) -> jax.Array:
+    """Number of directions that the features fill: exp of the entropy of the normalised singular values.
+
+    The measure is Roy & Vetterli's (2007, "The effective rank", definition 1), which RankMe (Garrido et al. 2023, arXiv
+    2210.02885, eq. 1) proposes to judge self-supervised features by; here of the centred features, as a mean that all
+    images share is no direction to tell them apart. The singular values are computed as such: as roots of the Gram
+    matrix's eigenvalues, those below 3e-4 of the largest would be rounding in float32, and there are many of them.
+
+    Args:
+      features: [N, D].
+
+    Returns:
+      float32 scalar in 1..min(N − 1, D); 1 if all rows are equal.
+    """
+    features = features.astype(jnp.float32)
+    relative = features - features[:1]
+    values = jnp.linalg.svd(relative - relative.mean(axis=0), compute_uv=False)
+    shares = values / jnp.maximum(values.sum(), 1e-30)
+    return jnp.exp(jax.scipy.special.entr(shares).sum())
+
+
+def prototypes_used(targets: jax.Array) -> jax.Array:
+    """Share of the prototypes that are the largest of at least one target.
+
+    Args:
+      targets: [..., K], the teacher's targets, N in all.
+
+    Returns:
+      float32 scalar in 1/K..min(1, N/K).
+    """
+    largest = targets.reshape(-1, targets.shape[-1]).argmax(axis=1)
+    return jnp.zeros(targets.shape[-1], jnp.float32).at[largest].set(1.0).mean()
+
+
+def not_finite(step: int, metrics: Mapping[str, float]) -> str | None:
+    """One line that names every metric that is nan or infinite after `step`, or None."""
+    bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    return f"{', '.join(bad)} at step {step}; lower optim.lr, or lengthen its warm-up" if bad else None
+
+
+class _Rule(NamedTuple):
+    """A metric on the wrong side of a limit counts as a collapse once it has stayed there."""
+
+    metric: str
+    limit: float
+    above: bool
+    what: str
+    advice: str
+
+    def holds(self, value: float) -> bool:
+        return value > self.limit if self.above else value < self.limit
+
+
+class Guard:
+    """Decides from the logged metrics whether a run goes on.
+
+    Nothing but the lines of `metrics.jsonl` enters the decision, and the length of a state is counted in steps, not in
+    lines: so a run that goes on, its guard having replayed the lines, is stopped where it would have been without the
+    interruption.
+    """
+
+    def __init__(self, config: GuardConfig, prototypes: int, warmup_steps: int) -> None:
+        """A guard at the beginning of a run.
+
+        Args:
+          config: the limits.
+          prototypes: K of the DINO head; targets have an entropy of at most log K.
+          warmup_steps: the steps until the learning rate has reached its peak, in which a collapse may still resolve.
+        """
+        self.steps = config.steps
+        self.warmup_steps = warmup_steps
+        uniform, margin = math.log(prototypes), config.target_entropy
+        self._rules = (
+            _Rule("feature_std", config.feature_std, above=False, what="the features collapsed", advice=_SPREAD_ADVICE),
+            _Rule(
+                metric="target_entropy",
+                limit=uniform - margin,
+                above=True,
+                what="the targets collapsed to uniform ones",
+                advice="lower teacher.temperature",
+            ),
+            _Rule(
+                metric="mean_target_entropy",
+                limit=margin,
+                above=False,
+                what="the targets collapsed to one prototype",
+                advice="raise teacher.temperature, or center by sinkhorn_knopp",
+            ),
+        )
+        self._since: dict[str, int] = {}
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> str | None:
+        """Takes in the metrics that are logged after `step`; steps must come in order.
+
+        Args:
+          step: from 1.
+          metrics: `feature_std`, `target_entropy` and `mean_target_entropy`, as far as they are there, are held against
+            the limits; all must be finite.
+
+        Returns:
+          Why the run has to stop, in one line, or None.
+        """
+        if reason := not_finite(step, metrics):
+            return reason
+        std = metrics.get("feature_std", math.inf)
+        if std < CONSTANT:
+            return f"all images have the same features (feature_std {std:.2g}) at step {step}; {_SPREAD_ADVICE}"
+        self._count(step, metrics)
+        for rule in self._rules:
+            since = self._since.get(rule.metric, step + 1)
+            if self.steps and rule.metric in metrics and step - since + 1 >= self.steps:
+                side = "above" if rule.above else "below"
+                return (
+                    f"{rule.what}: {rule.metric} is {side} {rule.limit:.4g} since step {since}, "
+                    f"{metrics[rule.metric]:.4g} at step {step}; {rule.advice}"
+                )
+        return None
+
+    def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Takes in the lines of `metrics.jsonl` up to the step that a run goes on from, in order."""
+        for line in lines:
+            self._count(line["step"], line)
+
+    def _count(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Notes since which step each rule holds without a break."""
+        if step <= self.warmup_steps:
+            return
+        for rule in self._rules:
+            if rule.metric not in metrics:
+                continue
+            if rule.holds(metrics[rule.metric]):
+                self._since.setdefault(rule.metric, step)
+            else:
+                self._since.pop(rule.metric, None)
