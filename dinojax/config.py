@@ -6,6 +6,7 @@ given on the command line (`--optim.lr 1e-4`), types are checked, and an unknown
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -268,33 +269,13 @@ class PretrainConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        _check_positive(self, "batch_size", "epochs", "log_every", "checkpoint_every", "keep_checkpoints", "groups")
-        _check_positive(self, *(name for name in ("steps", "steps_per_epoch") if getattr(self, name) is not None))
-        _check_seed(self.seed)
+        _check_ranges(self)
         if self.batch_size % self.groups:
             raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
-        if self.accumulate < 1 or self.groups % self.accumulate:
+        if self.groups % self.accumulate:
             raise UsageError(f"accumulate {self.accumulate} does not divide groups {self.groups}; set both")
         if self.loss.koleo_per_group and self.batch_size // self.groups < 2:
             raise UsageError(f"loss.koleo_per_group needs two images in each of the {self.groups} groups; lower groups")
-        for name, value in {
-            "crops.locals": self.crops.locals,
-            "optim.clip": self.optim.clip,
-            "threads": self.threads,
-        }.items():
-            if value < 0:
-                raise UsageError(f"{name} is {value}; it must be 0 or above")
-        shares = {
-            "crops.global_scale": self.crops.global_scale,
-            "crops.local_scale": self.crops.local_scale,
-            "masking.ratio": self.masking.ratio,
-            "masking.probability": (self.masking.probability, 1.0),
-        }
-        for name, (low, high) in shares.items():
-            if not 0 <= low <= high <= 1:
-                raise UsageError(
-                    f"{name}: {low:g} to {high:g} is no range of shares; it must lie in 0..1, the lower first"
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,18 +350,52 @@ class FinetuneConfig:
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        _check_ranges(self)
 
 
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise UsageError(f"{name} is {getattr(config, name)}; it must be above 0")
+# By the last part of a key or the whole of it; what stands in none may have any value of its type.
+_ABOVE_ZERO = {
+    *("batch_size", "batch_sizes", "epochs", "steps", "steps_per_epoch", "groups", "accumulate", "folds", "image_size"),
+    *("log_every", "checkpoint_every", "keep_checkpoints", "probe.every", "probe.k", "probe.images"),
+    *("model.width", "model.depth", "model.heads", "prototypes", "bottleneck", "layers", "head.hidden"),
+    *("ibot_head.hidden", "student_temperature", "teacher.temperature", "teacher.temperature_start", "blur_sigma"),
+    *("lr", "lrs", "koleo_eps"),
+}
+_FROM_ZERO = {
+    *("head_warmup_steps", "threads", "workers", "cache_gib", "fsdp", "locals", "classifier.hidden"),
+    *("brightness", "contrast", "saturation", "dino_weight", "ibot_weight", "koleo_weight"),
+    *("temperature_warmup_epochs", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "layer_decay"),
+    *("patch_embed_lr", "clip", "freeze_prototypes_epochs", "stop_below", "feature_std", "target_entropy"),
+    *("guard.steps", "process", "rotation", "scale", "shear", "shift"),
+}
+_SHARES = {
+    *("global_scale", "local_scale", "horizontal_flip", "vertical_flip", "rotate90", "jitter", "grayscale"),
+    *("blur_global1", "blur_global2", "blur_local", "solarize_global2", "probability", "ratio", "center_momentum"),
+    *("teacher.momentum", "momentum_end", "beta1", "beta2", "drop_path"),
+}
+_RANGES = ("global_scale", "local_scale", "ratio", "blur_sigma", "scale")
 
 
-def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"seed is {seed}; it must be 0 or above, and below 2^32")
+def _check_ranges(config: object) -> None:
+    """Refuses, by its key, a value that no run can have."""
+    flat = flatten(config)
+    if not 0 <= flat["seed"] < 2**32:
+        raise UsageError(f"seed is {flat['seed']}; it must be 0 or above, and below 2^32")
+    for key, value in flat.items():
+        names = {key, key.rpartition(".")[2]}
+        if value is None or isinstance(value, str):
+            continue
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise UsageError(f"{key} is empty; give at least one value")
+        if names & _ABOVE_ZERO and not all(0 < v < math.inf for v in values):
+            raise UsageError(f"{key} is {value}; it must be above 0")
+        if names & _FROM_ZERO and not all(0 <= v < math.inf for v in values):
+            raise UsageError(f"{key} is {value}; it must be 0 or above")
+        if names & _SHARES and not all(0 <= v <= 1 for v in values):
+            raise UsageError(f"{key} is {value}; it must lie in 0..1")
+        if names & set(_RANGES) and values != sorted(values):
+            raise UsageError(f"{key} is {value}; the lower one comes first")
 
 
 class Parser(jsonargparse.ArgumentParser):

@@ -61,11 +61,16 @@ def main(arguments: list[str]) -> None:
         settings=settings,
     )
     study.check()
-    out.mkdir(parents=True, exist_ok=True)
-    studies.pin_folds(out, folds_table(records, study.folds))
-    rundir.write_config(config, out)
-    list_skipped(skipped, out / "skipped_files.csv")
-    train_units(config, recipe, study, backbone, cases)
+    with rundir.lock(out):
+        studies.pin_folds(out, folds_table(records, study.folds))
+        rundir.write_config(config, out)
+        list_skipped(skipped, out / "skipped_files.csv")
+        train_units(config, recipe, study, backbone, cases)
+        finish(config, study, backbone, cases)
+
+
+def finish(config: FinetuneConfig, study: Study, backbone: VisionTransformer, cases: Cases) -> None:
+    """Writes what comes of all the units."""
     facts = {
         **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
         **{name: dataclasses.asdict(getattr(config, name)) for name in ("classifier", "augment")},
@@ -75,7 +80,7 @@ def main(arguments: list[str]) -> None:
         "model": {"name": backbone.name, **dataclasses.asdict(backbone.arguments)},
     }
     described = studies.finish(study, cases, facts)
-    print(f"done: {studies.describe(described)}; look at {out / 'results.json'} and {out / 'figures'}")
+    print(f"done: {studies.describe(described)}; look at {study.out / 'results.json'} and {study.out / 'figures'}")
 
 
 def train_units(

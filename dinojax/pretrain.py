@@ -69,7 +69,9 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         guard = Guard(config.guard, config.head.prototypes, pretraining.warmup_steps(config, run))
         stop_below = config.probe.stop_below
         watch = Monitor(out, log, guard, due, source.records, config.batch_size, probe, stop_below)
-        watch.replay(line for line in checkpoint.read_metrics(out / "metrics.jsonl") if restored is not None)
+        # The first process may not have cut the file back yet.
+        written = checkpoint.read_metrics(out / "metrics.jsonl") if restored is not None else []
+        watch.replay(line for line in written if line["step"] <= start)
         note = f"going on after step {start}" if start else "the first one compiles"
         print(f"{steps} steps of {config.batch_size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
 

@@ -60,6 +60,13 @@ def test_the_command_line_goes_before_the_preset() -> None:
         ([*REQUIRED, "--groups", "3"], "groups 3"),
         ([*REQUIRED, "--masking.ratio", "[0.5,0.1]"], "masking.ratio"),
         ([*REQUIRED, "--crops.locals", "-1"], "crops.locals"),
+        ([*REQUIRED, "--crops.global_scale", "[0.5,1.5]"], "crops.global_scale"),
+        ([*REQUIRED, "--accumulate", "0"], "accumulate is 0"),
+        ([*REQUIRED, "--probe.k", "0"], "probe.k is 0"),
+        ([*REQUIRED, "--teacher.temperature", "0"], "teacher.temperature is 0"),
+        ([*REQUIRED, "--loss.koleo_weight", "-0.1"], "loss.koleo_weight is -0.1"),
+        ([*REQUIRED, "--optim.lr", ".inf"], "optim.lr is inf"),
+        ([*REQUIRED, "--ibot_head.prototypes", "0"], "ibot_head.prototypes is 0"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_key(arguments: list[str], named: str) -> None:

@@ -132,12 +132,17 @@ def check_headers(
 
 
 def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
-    """Writes (file, reason) of the files that were passed over because they cannot be read, if there are any."""
-    if skipped:
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "reason"), *skipped])
-        partial.replace(path)
+    """Adds (file, reason) of files that were passed over because they cannot be read to a table of them."""
+    if not skipped:
+        return
+    listed: dict[str, str] = {}
+    if path.exists():  # from before the run was interrupted
+        with path.open(newline="") as file:
+            listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "reason"), *sorted((listed | dict(skipped)).items())])
+    partial.replace(path)
 
 
 def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadFile:

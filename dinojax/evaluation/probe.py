@@ -16,6 +16,7 @@ from dinojax.data.records import Records
 from dinojax.data.sources import BadFile, ImageSource, check_headers, read_records
 from dinojax.errors import RunError, UsageError
 from dinojax.evaluation.baselines import SIDE, grey_pixels
+from dinojax.evaluation.features import chunked, images_per_chunk
 from dinojax.evaluation.knn import TEMPERATURE
 from dinojax.models import VisionTransformer, preprocess
 
@@ -95,10 +96,10 @@ class Probe:
             backbone = tree.merge(graph, params)
             return backbone(preprocess(images, backbone)).pooled.astype(jnp.float32)
 
-        self._run = jax.jit(run)
         # Every process does all of it on its own devices, so that none waits for another.
         self._batch = min(_BATCH, len(records)) * jax.local_device_count()
         self._mesh = sharding.widest_mesh(self._batch)
+        self._run = jax.jit(chunked(run, self._mesh, images_per_chunk(model, size, size)))
 
     def accuracy(self, params: tree.Params) -> float:
         """Share of the images, in 0..1, that their neighbours classify rightly; see `measure`."""
