@@ -65,7 +65,7 @@ def main() -> None:
         told = {name: side.close() for name, side in sides.items()}
         rows.append(row(options, drop_path, seconds, told))
         print(told["dinojax"]["profile"], flush=True)
-    header = ["drop path", "torch s/step", "dinojax s/step", "dinojax images/s", "faster", "than compiled"]
+    header = ["drop path", "torch s/step", "dinojax s/step", "dinojax images/s", "TFLOP/s", "faster", "than compiled"]
     print("\n" + table([*header, "torch GiB", "dinojax GiB", "ratio"], rows))
     print(f"\nMedian of {options.rounds} interleaved rounds; batch {options.batch}; load now {os.getloadavg()[0]:.1f}.")
 
@@ -78,11 +78,18 @@ def row(
     ours, memory = seconds["dinojax"], {name: side["gib"] for name, side in told.items()}
     return [
         *(f"{drop_path:g}", f"{seconds['torch']:.3f}", f"{ours:.3f}", f"{options.batch / ours:.1f}"),
+        rate(told["dinojax"], ours),
         against(ours, seconds["torch"], target),
         against(ours, seconds["compiled"], None) if options.compile else "–",
         *(f"{memory['torch']:.1f}", f"{memory['dinojax']:.1f}"),
         f"{memory['dinojax'] / memory['torch']:.2f} (target {MEMORY_TARGET:g} at most)",
     ]
+
+
+def rate(told: dict[str, Any], seconds: float) -> str:
+    """Arithmetic of the step per second, and on a GPU its share of what large matrix products reach."""
+    tflops = told["flops"] / seconds / 1e12
+    return f"{tflops:.2f}" + (f" ({tflops / told['peak']:.0%} of {told['peak']:.0f})" if told["gpu"] else "")
 
 
 class Side:
@@ -93,6 +100,7 @@ class Side:
         command += ["--drop_path", str(drop_path), "--bfloat16"][: 2 + options.bfloat16]
         command += ["--profile"] if options.profile and name == "dinojax" else []
         environment = dict(os.environ)
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the sides share one GPU
         if name == "dinojax":
             environment.setdefault(*HUGE_PAGES)
         self._process = subprocess.Popen(
@@ -104,7 +112,7 @@ class Side:
         self._ask("step")
 
     def close(self) -> dict[str, Any]:
-        """What it tells at the end: `gib`, `gpu` and `profile`."""
+        """What it tells at the end: `gib`, `gpu`, `profile`, and of dinojax `flops` of a step and `peak` TFLOP/s."""
         told = self._ask("end")
         self._process.wait()
         return told
@@ -131,10 +139,11 @@ def serve(options: argparse.Namespace) -> None:
         run()
         print("0", flush=True)
     gpu = jax.default_backend() == "gpu"
-    told = profile(run, drop_path) if options.profile and isinstance(run, Ours) else ""
-    if gpu and name == "dinojax":
-        told = f"matrix products of 8192² in bfloat16: {matmul_peak():.0f} TFLOP/s at best\n{told}"
-    print(json.dumps({"gib": peak_memory(name), "gpu": gpu, "profile": told}), flush=True)
+    told: dict[str, Any] = {"gib": peak_memory(name), "gpu": gpu, "profile": ""}
+    if isinstance(run, Ours):
+        told |= {"flops": run.flops, "peak": matmul_peak() if gpu else None}
+        told["profile"] = profile(run, drop_path) if options.profile else ""
+    print(json.dumps(told), flush=True)
 
 
 def peak_memory(name: str) -> float:
@@ -180,7 +189,9 @@ class Ours:
         made = make_train_step(graphs, optimizer, schedules, LossConfig(), bound, dtype=dtype, logged=logged)
         self.state = states.init_state(graphs, params, optimizer)
         self.batch: Any = jax.device_put(make_batch(options.batch))
-        self.step = jax.jit(made, donate_argnums=0).lower(self.state, self.batch).compile()
+        lowered = jax.jit(made, donate_argnums=0).lower(self.state, self.batch)
+        self.flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))  # before fusion and library calls
+        self.step = lowered.compile()
 
     def __call__(self) -> dict[str, float]:
         self.state, metrics = self.step(self.state, self.batch)
