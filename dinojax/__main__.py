@@ -13,6 +13,8 @@ HUGE_PAGES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:glibc.malloc.arena_max=1",
 )
 
+_LESS_MEMORY = "lower batch_size; or, in pretrain, raise accumulate and groups, or spread the state with fsdp"
+
 VERBS = {
     "demo": "the main job on phantoms: pre-train, fine-tune two starting points, report",
     "phantoms": "write a phantom data set: images, manifest, fold files",
@@ -46,6 +48,11 @@ def main() -> int:
         if debug:
             raise
         print(f"dinojax {verb}: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:  # XLA's own errors are RuntimeErrors
+        if debug or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        print(f"dinojax {verb}: out of memory ({' '.join(str(error).split())[:200]}); {_LESS_MEMORY}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"dinojax {verb}: interrupted; nothing that was not saved before is kept", file=sys.stderr)

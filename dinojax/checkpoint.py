@@ -57,6 +57,7 @@ class Checkpoints:
         self._steps = sorted(int(path.name) for path in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name))
         self._probes = {step: _read_probe(self._directory / str(step)) for step in self._steps}
         self._writing: int | None = None
+        self._suspect: int | None = None
         self._handler = ocp.StandardCheckpointHandler()
         # A directory that cannot be made is an error of `save`; else threads would wait for it, and the exit for them.
         options = ocp.AsyncOptions(post_finalization_callback=self._seal, create_directories_asynchronously=False)
@@ -68,13 +69,14 @@ class Checkpoints:
         """The steps whose states are saved or being saved, in order."""
         return list(self._steps)
 
-    def save(self, step: int, state: Any, probe: float | None = None) -> None:
+    def save(self, step: int, state: Any, probe: float | None = None, suspect: int | None = None) -> None:
         """Begins to save the state after `step` steps; nothing is done if it is there already.
 
         Args:
           step: of the state.
           state: a pytree of arrays; may be donated right after the call.
           probe: its accuracy by the probe, where it was measured; the higher the better.
+          suspect: the step since which the run may have collapsed; the newest state before it stays too.
 
         Raises:
           RunError: the checkpoint before could not be written, or this one cannot.
@@ -82,7 +84,7 @@ class Checkpoints:
         self.wait()
         if step in self._steps:
             return
-        self._writing = step
+        self._writing, self._suspect = step, suspect
         self._steps.append(step)
         self._probes[step] = probe
         try:
@@ -204,6 +206,8 @@ class Checkpoints:
         measured = [step for step in self._steps if (probe := self._probes[step]) is not None and math.isfinite(probe)]
         if measured:
             stay.add(max(measured, key=lambda step: (self._probes[step], -step)))
+        if self._suspect is not None:
+            stay.update([step for step in self._steps if step < self._suspect][-1:])
         gone = [step for step in self._steps if step not in stay]
         self._steps = [step for step in self._steps if step in stay]
         if jax.process_index() != 0:
@@ -260,6 +264,10 @@ class MetricsLog:
             self._file.truncate(end)
             what = f"the metrics of step {step} could not be written to {self._path}"
             raise RunError(f"{what}: {reason(error)}") from error
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk, so that no checkpoint outlives them when the power fails."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> "MetricsLog":
         return self

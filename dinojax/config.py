@@ -27,7 +27,7 @@ class ModelConfig:
     heads: int | None = None
     image_size: int | None = None
     """Side of the image, in pixels, whose patch grid the positional embeddings have."""
-    channels: int | None = None
+    channels: Literal[1, 3] | None = None
     """1 for a backbone that reads grey images, 3 for RGB."""
     mlp: Literal["gelu", "swiglu"] | None = None
     """Of the blocks: two layers with GELU, or SiLU-gated as in ViT-g."""
@@ -274,8 +274,12 @@ class PretrainConfig:
             raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
         if self.groups % self.accumulate:
             raise UsageError(f"accumulate {self.accumulate} does not divide groups {self.groups}; set both")
-        if self.loss.koleo_per_group and self.batch_size // self.groups < 2:
-            raise UsageError(f"loss.koleo_per_group needs two images in each of the {self.groups} groups; lower groups")
+        loss = self.loss
+        if not (loss.dino_weight or loss.ibot_weight or loss.koleo_weight):
+            raise UsageError("loss.dino_weight, .ibot_weight and .koleo_weight are all 0; set at least one")
+        if loss.koleo_weight and self.batch_size // (self.groups if loss.koleo_per_group else 1) < 2:
+            where, advice = ("each group", "lower groups") if loss.koleo_per_group else ("a batch", "raise batch_size")
+            raise UsageError(f"KoLeo needs two images in {where}; {advice}, or set loss.koleo_weight 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,18 +357,18 @@ class FinetuneConfig:
         _check_ranges(self)
 
 
-# By the last part of a key or the whole of it; what stands in none may have any value of its type.
+# By the whole of a key or, where that stands in none, by its last part; other keys may have any value of their type.
 _ABOVE_ZERO = {
     *("batch_size", "batch_sizes", "epochs", "steps", "steps_per_epoch", "groups", "accumulate", "folds", "image_size"),
     *("log_every", "checkpoint_every", "keep_checkpoints", "probe.every", "probe.k", "probe.images"),
-    *("model.width", "model.depth", "model.heads", "prototypes", "bottleneck", "layers", "head.hidden"),
-    *("ibot_head.hidden", "student_temperature", "teacher.temperature", "teacher.temperature_start", "blur_sigma"),
-    *("lr", "lrs", "koleo_eps"),
+    *("model.width", "model.depth", "model.heads", "bottleneck", "layers", "head.hidden", "ibot_head.hidden"),
+    *("student_temperature", "teacher.temperature", "teacher.temperature_start", "blur_sigma", "koleo_eps"),
+    *("lr", "lrs", "layer_decay"),
 }
 _FROM_ZERO = {
     *("head_warmup_steps", "threads", "workers", "cache_gib", "fsdp", "locals", "classifier.hidden"),
     *("brightness", "contrast", "saturation", "dino_weight", "ibot_weight", "koleo_weight"),
-    *("temperature_warmup_epochs", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "layer_decay"),
+    *("temperature_warmup_epochs", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end"),
     *("patch_embed_lr", "clip", "freeze_prototypes_epochs", "stop_below", "feature_std", "target_entropy"),
     *("guard.steps", "process", "rotation", "scale", "shear", "shift"),
 }
@@ -373,7 +377,9 @@ _SHARES = {
     *("blur_global1", "blur_global2", "blur_local", "solarize_global2", "probability", "ratio", "center_momentum"),
     *("teacher.momentum", "momentum_end", "beta1", "beta2", "drop_path"),
 }
-_RANGES = ("global_scale", "local_scale", "ratio", "blur_sigma", "scale")
+_BELOW_ONE = {"beta1", "beta2", "drop_path"}
+_NOT_EMPTY = {"global_scale", "local_scale"}
+_RANGES = {"global_scale", "local_scale", "ratio", "blur_sigma", "scale"}
 
 
 def _check_ranges(config: object) -> None:
@@ -382,19 +388,25 @@ def _check_ranges(config: object) -> None:
     if not 0 <= flat["seed"] < 2**32:
         raise UsageError(f"seed is {flat['seed']}; it must be 0 or above, and below 2^32")
     for key, value in flat.items():
-        names = {key, key.rpartition(".")[2]}
+        name = key if key in _ABOVE_ZERO | _FROM_ZERO | _SHARES else key.rpartition(".")[2]
         if value is None or isinstance(value, str):
             continue
         values = value if isinstance(value, list) else [value]
         if not values:
             raise UsageError(f"{key} is empty; give at least one value")
-        if names & _ABOVE_ZERO and not all(0 < v < math.inf for v in values):
+        if name in _ABOVE_ZERO and not all(0 < v < math.inf for v in values):
             raise UsageError(f"{key} is {value}; it must be above 0")
-        if names & _FROM_ZERO and not all(0 <= v < math.inf for v in values):
+        if name in _FROM_ZERO and not all(0 <= v < math.inf for v in values):
             raise UsageError(f"{key} is {value}; it must be 0 or above")
-        if names & _SHARES and not all(0 <= v <= 1 for v in values):
+        if name in _SHARES and not all(0 <= v <= 1 for v in values):
             raise UsageError(f"{key} is {value}; it must lie in 0..1")
-        if names & set(_RANGES) and values != sorted(values):
+        if name in _BELOW_ONE and not all(v < 1 for v in values):
+            raise UsageError(f"{key} is {value}; it must be below 1")
+        if name == "prototypes" and values[0] < 2:
+            raise UsageError(f"{key} is {value}; it must be at least 2")
+        if name in _NOT_EMPTY and not values[-1]:
+            raise UsageError(f"{key} is {value}; it must end above 0")
+        if name in _RANGES and values != sorted(values):
             raise UsageError(f"{key} is {value}; the lower one comes first")
 
 

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dinojax import tree
 from dinojax.checkpoint import MetricsLog
 from dinojax.data.sources import Records
 from dinojax.dino.health import Guard, not_finite
-from dinojax.errors import RunError
-from dinojax.evaluation.probe import Probe
+from dinojax.errors import RunError, UsageError
+from dinojax.evaluation.probe import Accuracy, Probe
 
 
 class Due(NamedTuple):
@@ -41,7 +42,7 @@ class _Taken(NamedTuple):
     step: int
     metrics: Mapping[str, jax.Array]
     rows: np.ndarray
-    """Places of the batch's images in the records."""
+    """Places of this process' images of the batch in the records."""
     waited: float
 
 
@@ -85,13 +86,29 @@ class Monitor:
         self._taken: _Taken | None = None
         self._began, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
-    def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in what the run has written before it goes on."""
-        lines = list(lines)
+    def replay(self, lines: Iterable[Mapping[str, Any]], start: int) -> None:
+        """Takes in what the run wrote up to step `start`, after which it goes on.
+
+        Raises:
+          UsageError: `stop_below` is set, but the first probe is not among the lines.
+        """
+        lines = [line for line in lines if line["step"] <= start]
+        if self._due.logged[:start].any() and not any(line["step"] for line in lines):
+            print(f"metrics.jsonl has no line up to step {start}: curves, best probe and guard begin anew", flush=True)
+        if start and self._stop_below is not None and not any("probe" in line and not line["step"] for line in lines):
+            raise UsageError(
+                f"probe.stop_below needs the probe of step 0, which {self._out / 'metrics.jsonl'} does not have; "
+                "put the file back, or go on without stop_below and --accept_changes probe.stop_below"
+            )
         self._guard.replay([line for line in lines if line["step"]])
         for line in lines:
             if "probe" in line:
                 self._note_probe(line["step"], line["probe"])
+
+    @property
+    def suspect(self) -> int | None:
+        """The step since which the run looks as if it had collapsed, if it does."""
+        return self._guard.since
 
     def begin(self, teacher: Callable[[], tree.Params]) -> None:
         """Probes a run before its first step, and holds the accuracy against trivial methods."""
@@ -111,7 +128,7 @@ class Monitor:
         Args:
           step: from 1.
           metrics: of the step, on the device.
-          rows: int [B], places of its images in the records.
+          rows: int, places of this process' images in the records.
           waited: seconds that the batch was waited for.
         """
         before, self._taken = self._taken, _Taken(step, metrics, rows, waited)
@@ -134,6 +151,8 @@ class Monitor:
         if taken is None:
             return False
         self._settle(taken, teacher)
+        if self._log:
+            self._log.sync()
         return self.best is not None and self.best[1] == taken.step
 
     def _settle(self, taken: _Taken, teacher: Callable[[], tree.Params] | None) -> None:
@@ -165,6 +184,8 @@ class Monitor:
     def _measure(self, teacher: Callable[[], tree.Params]) -> dict[str, float]:
         assert self._probe is not None
         found = self._probe.measure(tree.subtree("backbone", teacher()))
+        if jax.process_count() > 1:  # rounding could let processes disagree on which one is the best
+            found = Accuracy(*multihost_utils.broadcast_one_to_all(np.array(found)).tolist())
         return {"probe": found.plain, "probe_balanced": found.balanced}
 
     def _note_probe(self, step: int, accuracy: float) -> None:
@@ -186,7 +207,10 @@ class Monitor:
 
     def _fail(self, reason: str, taken: _Taken) -> None:
         path = self._out / "failed_batch.csv"
-        files = [self._records.paths[row] for row in taken.rows]
+        rows = taken.rows
+        if jax.process_count() > 1:  # each has its share of the batch, and all of them fail here
+            rows = np.asarray(multihost_utils.process_allgather(rows)).ravel()
+        files = [self._records.paths[row] for row in rows]
         if self._log:
             with path.open("w", newline="") as file:
                 csv.writer(file).writerows([("step", "path"), *((taken.step, name) for name in files)])

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -40,6 +40,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     mesh = sharding.make_mesh(config.batch_size, config.fsdp)
     backbone = pretraining.make_backbone(config)
     source, headers = pretraining.open_source(config, backbone.channels)
+    pretraining.check_agreement(config, source)
     steps = pretraining.total_steps(config, len(source))
     probe = pretraining.make_probe(config, backbone)
     probe_every = (config.probe.every or pretraining.epoch_steps(config, len(source))) if probe else None
@@ -62,16 +63,11 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             rundir.write_config(config, out, start)
             (out / "figures").mkdir(exist_ok=True)
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", None if restored is None else start))
-            stack.callback(
-                plots.plot_metrics, out / "metrics.jsonl", out / "figures" / "curves.png", config.head.prototypes
-            )
-            stack.callback(lambda: list_skipped([*headers.bad, *source.skipped], out / "skipped_files.csv"))
+            stack.callback(leave_figures, out, config.head.prototypes, lambda: [*headers.bad, *source.skipped])
         guard = Guard(config.guard, config.head.prototypes, pretraining.warmup_steps(config, run))
         stop_below = config.probe.stop_below
         watch = Monitor(out, log, guard, due, source.records, config.batch_size, probe, stop_below)
-        # The first process may not have cut the file back yet.
-        written = checkpoint.read_metrics(out / "metrics.jsonl") if restored is not None else []
-        watch.replay(line for line in written if line["step"] <= start)
+        watch.replay(checkpoint.read_metrics(out / "metrics.jsonl") if restored is not None else [], start)
         note = f"going on after step {start}" if start else "the first one compiles"
         print(f"{steps} steps of {config.batch_size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
 
@@ -104,12 +100,14 @@ def train(
             asked = time.perf_counter()
             try:
                 batch, rows = next(batches)
-            except BadFile as error:
+            except RunError as error:  # a bad file, or a worker that died
                 watch.settle(lambda state=state: teacher(mesh, state))
-                if jax.process_count() == 1:  # the other processes do not know of it
-                    checkpoints.save(done - 1, state)
-                advice = "mend it, or go on with --on_bad_file skip"
-                raise RunError(f"{error}; stopped with the state saved after step {done - 1}: {advice}") from error
+                where = f"after step {done - 1}" if done > 1 else "before the first step"
+                if done > 1 and jax.process_count() == 1:  # other processes would not know of it
+                    checkpoints.save(done - 1, state, suspect=watch.suspect)
+                    where += ", the state saved"
+                advice = "; mend it, or go on with --on_bad_file skip" if isinstance(error, BadFile) else ""
+                raise RunError(f"{error}: stopped {where}{advice}") from error
             waited = time.perf_counter() - asked
             if done == 1 and lead and jax.process_count() == 1:
                 views = jax.jit(run.augment)(batch)
@@ -125,11 +123,20 @@ def train(
                 if better:
                     save(run, teacher(mesh, state), out / "model_best", config, done, lead)
                 if due.saved[done - 1] or asked_to_stop or better:
-                    checkpoints.save(done, state, watch.best[0] if better and watch.best else None)
+                    checkpoints.save(done, state, watch.best[0] if better and watch.best else None, watch.suspect)
             if asked_to_stop and done < steps:
                 who = stop.name or "another process was asked to stop"
                 raise Stopped(f"{who} at step {done}: the state is saved, and the same command goes on")
     return state
+
+
+def leave_figures(out: Path, prototypes: int, skipped: Callable[[], list[tuple[str, str]]]) -> None:
+    """Draws the curves and lists the files that were skipped; what hinders it hides no other error."""
+    try:
+        plots.plot_metrics(out / "metrics.jsonl", out / "figures" / "curves.png", prototypes)
+        list_skipped(skipped(), out / "skipped_files.csv")
+    except OSError as error:
+        print(f"the curves in {out / 'figures'} or skipped_files.csv are not of the end: {rundir.reason(error)}")
 
 
 def teacher(mesh: Mesh, state: TrainState) -> tree.Params:

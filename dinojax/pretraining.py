@@ -1,6 +1,7 @@
 """The parts that a pre-training run is put together from, each made from the run's configuration."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,9 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinojax import sharding, tree
+from dinojax import processes, sharding, tree
 from dinojax.augment.multicrop import augment_views, multicrop
-from dinojax.config import HeadConfig, PretrainConfig
+from dinojax.config import HeadConfig, PretrainConfig, flatten
 from dinojax.data import pipeline
 from dinojax.data.sources import Headers, ImageSource, check_headers, read_records
 from dinojax.dino import masking
@@ -134,6 +135,13 @@ def make_heads(config: PretrainConfig, width: int) -> dict[str, DINOHead]:
       UsageError: the heads in `init` are of another form than the configuration's.
     """
     wanted = {"dino_head": config.head}
+    if config.init is not None and config.init_heads == "auto" and config.ibot_head is None and config.loss.ibot_weight:
+        apart = Path(config.init) / "ibot_head.safetensors"
+        if apart.exists():
+            raise UsageError(
+                f"{apart} is a head of iBOT's own; set ibot_head.* to its form to go on with it, "
+                "or begin new heads with --init_heads fresh"
+            )
     # Without the term, a head of its own would have no gradient and no use.
     if config.ibot_head is not None and config.loss.ibot_weight:
         wanted["ibot_head"] = config.ibot_head
@@ -180,6 +188,13 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
         cache_gib=config.cache_gib,
     )
     return source, headers
+
+
+def check_agreement(config: PretrainConfig, source: ImageSource) -> None:
+    """Compares configuration and images of several processes; raises as `processes.check_agreement`."""
+    own = ("distributed", "threads", "workers", "cache_gib")
+    settings = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in own}
+    processes.check_agreement({"configuration": json.dumps(settings), "images": json.dumps(source.records.paths)})
 
 
 def make_probe(config: PretrainConfig, backbone: VisionTransformer) -> Probe | None:

@@ -1,13 +1,21 @@
 """Several processes that train one model together, through `jax.distributed`."""
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from dinojax.config import DistributedConfig
 from dinojax.errors import RunError, UsageError
+
+_FAREWELL_S = 10.0
+"""How long a process that failed waits for the others, which may wait for its share of a step."""
 
 
 @contextlib.contextmanager
@@ -34,12 +42,48 @@ def joined(config: DistributedConfig) -> Iterator[bool]:
     try:
         jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except (RuntimeError, ValueError) as error:
-        raise RunError(f"the processes did not find one another: {' '.join(str(error).split())}") from error
+        advice = "; outside a cluster, set distributed.coordinator, .processes and .process" if config.cluster else ""
+        raise RunError(f"the processes did not find one another: {' '.join(str(error).split())}{advice}") from error
     try:
         if jax.process_index() == 0:
             yield True
         else:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
                 yield False
+    except Exception as error:
+        with _ended_soon(error):
+            jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def _ended_soon(error: Exception) -> Iterator[None]:
+    """Ends this process if what is done within takes long: the others then end too, as one of them is missing."""
+
+    def end() -> None:
+        print(f"dinojax: {error}; the other processes are ended with this one", file=sys.stderr, flush=True)
+        os._exit(error.status if isinstance(error, RunError) else 1)
+
+    timer = threading.Timer(_FAREWELL_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
     finally:
-        jax.distributed.shutdown()
+        timer.cancel()
+
+
+def check_agreement(things: Mapping[str, str]) -> None:
+    """Compares what all processes must have in common, such as the list of images.
+
+    Raises:
+      RunError: names what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in things.values()]
+    found = np.asarray(multihost_utils.process_allgather(np.stack(digests)))  # [processes, things, 32]
+    differing = [name for name, own in zip(things, found.swapaxes(0, 1), strict=True) if (own != own[0]).any()]
+    if differing:
+        raise RunError(f"the processes differ in their {' and '.join(differing)}; start all with the same command")

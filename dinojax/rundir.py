@@ -77,6 +77,8 @@ def check_config(
     values, before = flatten(config), _read_config(directory / "config.yaml")
     _check_accepted(accept_changes, values.keys() | (before or {}).keys(), changeable)
     if before is None:
+        if any((directory / "checkpoints").glob("[0-9]*")):
+            raise UsageError(f"{directory} has checkpoints but no config.yaml; put it back, or choose another --out")
         return
     changed = _changed(before, values)
     refused = [key for key in changed if key not in accept_changes]

@@ -121,6 +121,17 @@ def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:
     assert on_disk(tmp_path) == [7, 8]
 
 
+def test_a_state_from_before_a_collapse_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 2)
+    for step, suspect in {10: None, 20: None, 30: 25, 40: 25, 50: 25}.items():
+        checkpoints.save(step, state(step), suspect=suspect)
+    checkpoints.wait()
+    assert on_disk(tmp_path) == [20, 40, 50]
+    checkpoints.save(60, state(60), suspect=None)  # it was none
+    checkpoints.close()
+    assert on_disk(tmp_path) == [50, 60]
+
+
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     checkpoints = Checkpoints(saved(tmp_path, 4), 2)
     for _ in range(2):

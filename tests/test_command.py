@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dinojax.__main__ import main
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "dinojax", *arguments], capture_output=True, text=True, check=False)
@@ -44,3 +46,18 @@ def test_mistakes_end_with_one_line_and_a_status(
 def test_debug_shows_the_traceback() -> None:
     done = run("pretrain", "--data", "nowhere", "--out", "run", "--debug")
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")])
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("dinojax.pretrain.main", fail)
+    monkeypatch.setattr("sys.argv", ["dinojax", "pretrain"])
+    assert main() == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "lower batch_size" in told

@@ -61,6 +61,16 @@ def test_the_command_line_goes_before_the_preset() -> None:
         ([*REQUIRED, "--masking.ratio", "[0.5,0.1]"], "masking.ratio"),
         ([*REQUIRED, "--crops.locals", "-1"], "crops.locals"),
         ([*REQUIRED, "--crops.global_scale", "[0.5,1.5]"], "crops.global_scale"),
+        ([*REQUIRED, "--guard.steps", "-1"], "guard.steps is -1"),
+        ([*REQUIRED, "--model.channels", "2"], "model.channels"),
+        ([*REQUIRED, "--optim.beta1", "1"], "optim.beta1"),
+        ([*REQUIRED, "--drop_path", "1"], "drop_path"),
+        ([*REQUIRED, "--head.prototypes", "1"], "head.prototypes"),
+        ([*REQUIRED, "--batch_size", "1"], "KoLeo needs two images in a batch"),
+        (
+            [*REQUIRED, "--loss.dino_weight", "0", "--loss.ibot_weight", "0", "--loss.koleo_weight", "0"],
+            "loss.dino_weight",
+        ),
         ([*REQUIRED, "--accumulate", "0"], "accumulate is 0"),
         ([*REQUIRED, "--probe.k", "0"], "probe.k is 0"),
         ([*REQUIRED, "--teacher.temperature", "0"], "teacher.temperature is 0"),
@@ -80,3 +90,8 @@ def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("head:\n  prototype: 5\n")
     with pytest.raises(UsageError, match="prototype"):
         parse(PretrainConfig, [*REQUIRED, "--config", str(tmp_path / "c.yaml")], "pretrain")
+
+
+def test_what_is_off_at_zero_may_be_zero() -> None:
+    off = ["--guard.steps", "0", "--optim.clip", "0", "--loss.koleo_weight", "0", "--crops.locals", "0", "--fsdp", "0"]
+    assert parse(PretrainConfig, [*REQUIRED, *off], "pretrain").guard.steps == 0

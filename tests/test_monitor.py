@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dinojax.config import GuardConfig
 from dinojax.data.records import read_records
 from dinojax.dino.health import Guard
 from dinojax.dino.state import TrainState
-from dinojax.errors import RunError
+from dinojax.errors import RunError, UsageError
 from dinojax.evaluation.probe import Accuracy
 from dinojax.models.store import read_description
 from tests.test_pretrain import TINY, metrics
@@ -104,6 +105,22 @@ def test_the_probe_is_in_the_metrics_and_keeps_the_best(classes: Path, tmp_path:
         assert stored["source"]["step"] == str(best["step"])
 
 
+def test_the_first_batch_unreadable_leaves_no_trace_of_a_start(classes: Path, tmp_path: Path) -> None:
+    """The run that goes on writes the line of step 0 once."""
+    broken = tmp_path / "broken"
+    shutil.copytree(classes, broken)
+    for path in list((broken / "dark").glob("*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+        whole = path.with_suffix(".jpg").read_bytes()
+        path.with_suffix(".jpg").write_bytes(whole[: len(whole) // 2])  # its header is whole
+    probe = ("--probe.data", str(classes), "--probe.every", "2", "--probe.k", "3")
+    with pytest.raises(RunError, match="stopped before the first step"):
+        pretrain.main(command(broken, tmp_path / "run", *probe))
+    pretrain.main(command(broken, tmp_path / "run", *probe, "--on_bad_file", "skip"))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
+
+
 class Scores:
     """A probe that gives these accuracies one after the other."""
 
@@ -145,8 +162,14 @@ def test_a_probe_that_falls_stops_the_run(classes: Path, tmp_path: Path) -> None
 
 def test_a_run_that_goes_on_knows_its_start_and_its_best(classes: Path, tmp_path: Path) -> None:
     watched = watch(classes, tmp_path, Scores(0.75, 0.59))
-    watched.replay([{"step": 0, "probe": 0.7}, {"step": 2, "probe": 0.8}, {"step": 3}])
+    watched.replay([{"step": 0, "probe": 0.7}, {"step": 2, "probe": 0.8}, {"step": 3}], 3)
     assert not take(watched, 4)
     assert watched.best == (0.8, 2)
     with pytest.raises(RunError, match=r"fell from 0\.700 to 0\.590"):
         take(watched, 6)
+
+
+def test_a_lost_start_is_not_passed_over(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=r"probe\.stop_below needs the probe of step 0"):
+        watch(classes, tmp_path, Scores()).replay([], 3)
+    assert "no line up to step 3" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,7 +138,7 @@ def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, 
     broken = data / "5.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])  # its header is whole
     command = [*TINY, "--data", str(data), "--out", str(tmp_path / "run")]
-    with pytest.raises(RunError, match=r"5\.jpg.*state saved.*--on_bad_file skip") as caught:
+    with pytest.raises(RunError, match=r"5\.jpg.*stopped before the first step; mend it.*--on_bad_file skip") as caught:
         pretrain.main(command)
     assert caught.value.status == 1
     pretrain.main([*command, "--on_bad_file", "skip"])
@@ -152,6 +153,14 @@ def test_going_on_from_a_model_keeps_its_form(images: Path, finished: Path, tmp_
     pretrain.main([*command, "--model.width", "64", "--loss.ibot_weight", "0"])
     assert dinojax.load_model(tmp_path / "model").width == 32
     assert metrics(tmp_path)[0]["ibot"] == 0
+
+
+def test_a_head_of_ibots_own_is_not_left_out(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "model", tmp_path / "model")
+    shutil.copy(tmp_path / "model" / "dino_head.safetensors", tmp_path / "model" / "ibot_head.safetensors")
+    config = parse(PretrainConfig, [*TINY, "--data", "d", "--out", "o", "--init", str(tmp_path / "model")], "pretrain")
+    with pytest.raises(UsageError, match=r"ibot_head\.safetensors .*--init_heads fresh"):
+        pretraining.make_heads(config, 32)
 
 
 @pytest.mark.parametrize(

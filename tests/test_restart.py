@@ -151,6 +151,21 @@ def test_two_processes_train_as_one(images: Path, whole: Path, tmp_path: Path) -
     close(metrics(out), metrics(whole))
 
 
+def test_an_error_of_one_process_ends_both(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "data.json").write_text('{"images": 20, "sha256": "of others"}')
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    joined = ("--distributed.coordinator", f"localhost:{port}", "--distributed.processes", "2")
+    pair = [start(images, out, *joined, "--distributed.process", str(i), devices=4) for i in (0, 1)]
+    told = [finish(child) for child in pair]
+    assert "the images are not those that the run" in told[0]
+    assert pair[0].returncode == 2
+    assert pair[1].returncode
+
+
 def test_a_second_run_in_the_same_directory_is_refused(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = start(images, out, "--steps", "100000")

@@ -133,6 +133,12 @@ def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_checkpoints_without_their_configuration_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"has checkpoints but no config\.yaml"):
+        rundir.check_config(PretrainConfig("d", "o"), tmp_path)
+
+
 def test_a_run_stays_with_its_images(tmp_path: Path) -> None:
     run = tmp_path / "run"
     rundir.pin_data(run, ["a.png", "b.png"], accept=False)

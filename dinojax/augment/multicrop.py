@@ -68,7 +68,7 @@ def augment_views(
     device, an image is processed changes nothing.
 
     Args:
-      batch: `globals` uint8 [B, 2, S, S, C], `locals` uint8 [B, L, s, s, C], `place` int32 [B]; C 1 or 3.
+      batch: `globals` uint8 [B, 2, S, S, C], `locals` uint8 [B, L, s, s, C], `place` uint32 [B]; C 1 or 3.
       key: the run's.
       photometry: static under jit.
       mean, std: the model's preprocessing, one number a channel.

@@ -69,7 +69,7 @@ def training_batches(
         the batch of one process.
 
     Yields:
-      The transform's arrays, stacked, and `place` int32 [B / n].
+      The transform's arrays, stacked, and `place` uint32 [B / n], modulo 2^32.
 
     Raises:
       RunError: there are no images; a worker died; or whatever the source raises, such as `BadFile`, when its batch is
@@ -212,7 +212,7 @@ class _Drawn:
         position = self.order[place]
         assert position is not None  # nothing is filtered
         element = self.source[position]
-        return {**self.transform(element, np.random.default_rng((self.seed, place))), "place": np.int32(place)}
+        return {**self.transform(element, np.random.default_rng((self.seed, place))), "place": np.uint32(place % 2**32)}
 
     def batch(self, number: int, threads: int) -> Batch:
         """A batch by its number, 0 being the first, read by itself."""

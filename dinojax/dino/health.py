@@ -153,6 +153,11 @@ class Guard:
                 )
         return None
 
+    @property
+    def since(self) -> int | None:
+        """The step since which the run looks as if it had collapsed; None if it does not."""
+        return min(self._since.values(), default=None)
+
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Takes in the lines of `metrics.jsonl` up to the step that a run goes on from, in order."""
         for line in lines:

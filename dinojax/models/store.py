@@ -80,9 +80,12 @@ def write_model(
             safetensors.numpy.save_file(contiguous, partial / f"{file}.safetensors")
             (partial / f"{file}.safetensors").chmod(0o644)  # safetensors writes for the owner alone; models are shared
         (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
+        replaced = directory.with_name(f".{directory.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
         if directory.exists():
-            shutil.rmtree(directory)
+            directory.rename(replaced)
         partial.rename(directory)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

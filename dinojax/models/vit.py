@@ -250,7 +250,8 @@ class VisionTransformer(nnx.Module):
         side = self.arguments.image_size // self.arguments.patch_size
         table = rearrange(pos_embed[1:], "(h w) d -> h w d", h=side)
         interpolated = positions.interpolate(table, grid, antialias=self.arguments.registers > 0)
-        patches = patches + rearrange(interpolated, "h w d -> (h w) d")
+        # Interpolated in float32; the residual stream keeps the dtype of the computation.
+        patches = patches + rearrange(interpolated, "h w d -> (h w) d").astype(patches.dtype)
         first = [self.cls_token[...] + pos_embed[:1]]
         if self.arguments.registers:
             first.append(self.register_tokens[...])  # after the positional embedding: registers have none

@@ -50,7 +50,7 @@ def assert_same(first: list[dict[str, np.ndarray]], second: list[dict[str, np.nd
 def test_batches_have_shapes_and_places():
     batches = take(4)
     assert [batch["place"].tolist() for batch in batches] == [list(range(4 * k, 4 * k + 4)) for k in range(4)]
-    assert batches[0]["place"].dtype == np.int32
+    assert batches[0]["place"].dtype == np.uint32
     assert batches[0]["image"].shape == (4, 2, 3)
     assert batches[0]["image"].dtype == np.uint8
 

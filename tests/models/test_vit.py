@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import dinojax
+from dinojax import tree
 from dinojax.errors import UsageError
 from dinojax.models import VisionTransformer
 from dinojax.models.heads import DINOHead
@@ -136,6 +137,14 @@ def test_drop_path_acts_only_in_training() -> None:
     assert not np.allclose(model(x).pooled, model(x, train=True, key=jax.random.key(0)).pooled)
     with pytest.raises(ValueError, match="key"):
         model(x, train=True)
+
+
+def test_bfloat16_stays_bfloat16_at_every_size() -> None:
+    """Positional embeddings are interpolated in float32, which must not make the blocks float32 too."""
+    graph, params = tree.split(dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY))
+    model = tree.merge(graph, {path: value.astype(jnp.bfloat16) for path, value in params.items()})
+    for size in (28, 42):
+        assert model(jnp.ones((1, size, size, 3), jnp.bfloat16)).pooled.dtype == jnp.bfloat16
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
