@@ -31,8 +31,8 @@ class ModelConfig:
     """1 for a backbone that reads grey images, 3 for RGB."""
     mlp: Literal["gelu", "swiglu"] | None = None
     """Of the blocks: two layers with GELU, or SiLU-gated as in ViT-g."""
-    layer_scale: float = 1e-5
-    """What LayerScale starts from; 1e-5 as published for training from scratch."""
+    layer_scale: float | None = 1e-5
+    """What LayerScale starts from; 1e-5 as published for training from scratch; null: 1.0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +304,8 @@ class ClassifierConfig:
     hidden: int = 256
     """Width of the hidden layer with ReLU; 0: a linear head."""
     renormalise: bool = True
-    """Applies the backbone's final norm to the class token a second time, as MediDino's code does."""
+    """Applies the backbone's final norm to the class token a second time, as MediDino's code does; a ResNet has none,
+    and its head reads the pooled features as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +350,7 @@ class FinetuneConfig:
     """Devices over which parameters and optimizer state are spread; the rest of the devices hold copies. 0: all."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
-    model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=1.0))
+    model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=None))
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 

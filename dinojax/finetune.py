@@ -17,9 +17,10 @@ from dinojax.config import FinetuneConfig
 from dinojax.data.sources import list_skipped, read_records
 from dinojax.errors import Stopped, UsageError
 from dinojax.evaluation.folds import folds_table, make_folds
-from dinojax.finetuning import Recipe, fit, make_grid, make_steps
-from dinojax.models import Preprocessing, VisionTransformer, create_model
+from dinojax.finetuning import Recipe, fit, head_of, make_grid, make_steps
+from dinojax.models import Model, Preprocessing, ResNet, create_model
 from dinojax.models.heads import Classifier
+from dinojax.models.resnet import SMALLEST
 from dinojax.models.store import load_model
 from dinojax.signals import StopRequest
 from dinojax.study import Study
@@ -69,11 +70,11 @@ def main(arguments: list[str]) -> None:
         finish(config, study, backbone, cases)
 
 
-def finish(config: FinetuneConfig, study: Study, backbone: VisionTransformer, cases: Cases) -> None:
+def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) -> None:
     """Writes what comes of all the units."""
     facts = {
         **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
-        **{name: dataclasses.asdict(getattr(config, name)) for name in ("classifier", "augment")},
+        **{"classifier": head_of(config.classifier, backbone), "augment": dataclasses.asdict(config.augment)},
         "weight_decay": config.weight_decay,
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "init": config.init,
@@ -83,12 +84,10 @@ def finish(config: FinetuneConfig, study: Study, backbone: VisionTransformer, ca
     print(f"done: {studies.describe(described)}; look at {study.out / 'results.json'} and {study.out / 'figures'}")
 
 
-def train_units(
-    config: FinetuneConfig, recipe: Recipe, study: Study, backbone: VisionTransformer, cases: Cases
-) -> None:
+def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: Model, cases: Cases) -> None:
     """Fits every setting on every fold, but for those that are finished; a signal ends it after the step it is at."""
     outputs = 1 if len(study.records.classes) == 2 else len(study.records.classes)
-    head = {"outputs": outputs, **dataclasses.asdict(config.classifier)}
+    head = {"outputs": outputs, **head_of(config.classifier, backbone)}
     details = {"classifier": head, "image_size": config.image_size, "normalisation": config.normalisation}
     graph, params = tree.split(Classifier(backbone, **head, rngs=nnx.Rngs(0)))
     steps = {
@@ -125,18 +124,21 @@ def show(bar: Callable[[int, str], None], before: int, unit: str, epoch: int, va
     bar(before + epoch, f"{unit}: validation loss {val_loss:.3f}")
 
 
-def make_backbone(config: FinetuneConfig) -> VisionTransformer:
+def make_backbone(config: FinetuneConfig) -> Model:
     """The model of `init`, or one with random weights, with the preprocessing that this run uses."""
     if config.init is not None:
         backbone = load_model(config.init)
     else:
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
         backbone = create_model(rngs=nnx.Rngs(config.seed), **given)
-    patch = backbone.arguments.patch_size
-    if config.image_size <= 0 or config.image_size % patch:
-        raise UsageError(f"image_size {config.image_size} is not a multiple of the patch size, {patch}")
-    used = dataclasses.replace(backbone.preprocessing, size=config.image_size)
+    size = config.image_size
+    if isinstance(backbone, ResNet):
+        if size < SMALLEST:
+            raise UsageError(f"image_size {size} is too small for a ResNet; it must be {SMALLEST} or above")
+    elif size % backbone.arguments.patch_size:
+        raise UsageError(f"image_size {size} is not a multiple of the patch size, {backbone.arguments.patch_size}")
+    used = dataclasses.replace(backbone.preprocessing, size=size)
     if config.normalisation == "none":
-        used = Preprocessing(config.image_size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
+        used = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
     backbone.preprocessing = used
     return backbone

@@ -6,7 +6,7 @@ Adam at a constant rate, all weights trained, validation loss after every epoch,
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,13 @@ from flax import nnx
 from dinojax import sharding, tree
 from dinojax.augment.classification import train_transform
 from dinojax.cases import CachedSource, Cases
-from dinojax.config import AugmentConfig
+from dinojax.config import AugmentConfig, ClassifierConfig
 from dinojax.data import pipeline
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
-from dinojax.models import preprocess
+from dinojax.models import Model, ResNet, preprocess
+from dinojax.models.heads import Classifier
+from dinojax.models.resnet import running_statistics
 from dinojax.optim import WEIGHT_DECAY, adamw, apply_updates, multipliers
 from dinojax.tree import Params
 
@@ -70,11 +72,19 @@ def make_grid(lrs: Sequence[float], batch_sizes: Sequence[int]) -> tuple[Setting
     return settings
 
 
+def head_of(config: ClassifierConfig, backbone: Model) -> dict[str, Any]:
+    """The form of a classifier's head as it is used: a ResNet has no final norm to apply a second time."""
+    renormalise = config.renormalise and not isinstance(backbone, ResNet)
+    return dataclasses.asdict(config) | {"renormalise": renormalise}
+
+
 class State(NamedTuple):
     """What a step changes; donated to it."""
 
     params: Params
+    """All that the classifier holds, the running statistics of a ResNet included."""
     optimizer: optax.OptState
+    """Of the weights alone."""
 
 
 class Steps(NamedTuple):
@@ -83,9 +93,10 @@ class Steps(NamedTuple):
     mesh: jax.sharding.Mesh
     init: Callable[[Params], State]
     train: Callable[[State, Mapping[str, jax.Array], float], tuple[State, jax.Array]]
-    """(state, batch, lr) to (state, loss); the state given is donated."""
+    """(state, batch, lr) to (state, loss), in training mode: a ResNet normalises by the statistics of the whole batch,
+    on however many devices, and its running ones move. The state given is donated."""
     predict: Callable[[Params, jax.Array], jax.Array]
-    """(params, uint8 [B, S, S, C]) to logits [B, outputs]."""
+    """(params, uint8 [B, S, S, C]) to logits [B, outputs], in inference mode."""
 
 
 def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: jax.sharding.Mesh) -> Steps:
@@ -93,31 +104,38 @@ def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: j
 
     Args:
       graph: of a `Classifier`; its backbone's preprocessing is applied on the device.
-      params: their paths tell which of them are decayed.
+      params: of the same; their paths tell which of them are decayed.
       weight_decay: 0 is Adam.
       mesh: batches are spread over it, parameters and moments over its axis `fsdp`.
     """
     same = sharding.replicated(mesh)
-    rates = dict.fromkeys(params, 1.0)
-    decays = multipliers(params, WEIGHT_DECAY)
+    running = running_statistics(tree.merge(graph, params)).keys()
+    rates = dict.fromkeys(params.keys() - running, 1.0)
+    decays = multipliers(rates, WEIGHT_DECAY)
 
-    def logits_of(params: Params, images: jax.Array) -> jax.Array:
-        classifier = tree.merge(graph, params)
-        return classifier(preprocess(images, classifier.backbone))
+    def weights_of(params: Params) -> Params:
+        return {path: value for path, value in params.items() if path not in running}
 
-    def loss_of(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        logits, labels = logits_of(params, batch["image"]), batch["label"]
+    def loss_of(weights: Params, params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Params]:
+        classifier: Classifier = tree.merge(graph, params | weights)
+        logits = classifier(preprocess(batch["image"], classifier.backbone), train=True)
+        moved, labels = running_statistics(classifier), batch["label"]
         if logits.shape[-1] == 1:
-            return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean()
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), moved
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), moved
 
     def train(state: State, batch: Mapping[str, jax.Array], lr: float) -> tuple[State, jax.Array]:
-        loss, gradients = jax.value_and_grad(loss_of)(state.params, batch)
-        updates, optimizer = adamw(lr, weight_decay, rates, decays).update(gradients, state.optimizer, state.params)
-        return State(apply_updates(state.params, updates), optimizer), loss
+        weights = weights_of(state.params)
+        (loss, moved), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, state.params, batch)
+        updates, optimizer = adamw(lr, weight_decay, rates, decays).update(gradients, state.optimizer, weights)
+        return State(apply_updates(weights, updates) | moved, optimizer), loss
 
     def init(params: Params) -> State:
-        return State(params, adamw(0.0, weight_decay, rates, decays).init(params))
+        return State(params, adamw(0.0, weight_decay, rates, decays).init(weights_of(params)))
+
+    def logits_of(params: Params, images: jax.Array) -> jax.Array:
+        classifier: Classifier = tree.merge(graph, params)
+        return classifier(preprocess(images, classifier.backbone))
 
     placed = sharding.state_sharding(mesh, jax.eval_shape(init, params))
     return Steps(

@@ -14,7 +14,7 @@ from dinojax.tree import Params
 # Biases, norms and LayerScale are not decayed; everything else is, the prototypes' magnitudes too, as published.
 WEIGHT_DECAY: tuple[tuple[str, float], ...] = (
     (r".*\.bias", 0.0),
-    (r"(.*\.)?norm\d?\.scale", 0.0),
+    (r"(.*\.)?(norm|bn)\d?\.scale", 0.0),
     (r".*\.gamma", 0.0),
     (r".*", 1.0),
 )

@@ -24,9 +24,9 @@ from dinojax.dino.state import Graphs, Schedules, TrainState, init_state, make_o
 from dinojax.dino.step import Batch, make_train_step
 from dinojax.errors import UsageError
 from dinojax.evaluation.probe import Probe
-from dinojax.models import VisionTransformer, create_model, positions
+from dinojax.models import ARGUMENTS, ResNetArguments, VisionTransformer, create_model, positions
 from dinojax.models.heads import DINOHead
-from dinojax.models.store import load_model, read_params, write_model
+from dinojax.models.store import load_vit, read_params, write_model
 from dinojax.seeds import derive
 
 DeviceBatch = dict[str, jax.Array]
@@ -97,9 +97,13 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
         "loop_blocks": config.loop_blocks,
     }
     if config.init is None:
+        if isinstance(ARGUMENTS.get(config.model.name), ResNetArguments):
+            raise UsageError(f"model.name {config.model.name}: pre-training needs a vision transformer")
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
-        return create_model(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given, **training)
-    model = load_model(config.init, **training)
+        made = create_model(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given, **training)
+        assert isinstance(made, VisionTransformer)
+        return made
+    model = load_vit(config.init, **training)
     if config.positions == "keep":
         return model
     return resample_positions(model, config.crops.global_size, plain=config.positions == "resample_plain")

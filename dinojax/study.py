@@ -16,7 +16,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.evaluation import baselines, plots, results
 from dinojax.evaluation.folds import cases_table
 from dinojax.finetuning import Fitted, Setting
-from dinojax.models import VisionTransformer
+from dinojax.models import Model
 from dinojax.models.store import write_model
 
 BASELINE = f"logistic_pixels_{baselines.SIDE}"
@@ -83,7 +83,7 @@ def pin_folds(out: Path, table: pd.DataFrame) -> None:
 
 
 def store_unit(
-    study: Study, fold: int, setting: Setting, fitted: Fitted, backbone: VisionTransformer, details: Mapping[str, Any]
+    study: Study, fold: int, setting: Setting, fitted: Fitted, backbone: Model, details: Mapping[str, Any]
 ) -> None:
     """Writes a unit's weights, and then its scores and losses, which mark it as finished.
 

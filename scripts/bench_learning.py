@@ -22,7 +22,7 @@ from dinojax.data.sources import ImageSource, Records, read_records
 from dinojax.evaluation.baselines import grey_pixels, logistic_scores
 from dinojax.evaluation.features import extract
 from dinojax.evaluation.knn import accuracy, knn_majority, knn_weighted
-from dinojax.models import VisionTransformer
+from dinojax.models import Model
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "laptop.yaml"
 SIZE = 84
@@ -75,12 +75,12 @@ def split(records: Records) -> tuple[np.ndarray, np.ndarray, int]:
     return np.array(train), np.array(kept), len(test) - len(kept)
 
 
-def create(seed: int) -> VisionTransformer:
+def create(seed: int) -> Model:
     return dinojax.create_model("vitt14", rngs=nnx.Rngs(seed), depth=6, image_size=SIZE, channels=1)
 
 
 def features(
-    model: VisionTransformer, records: Records, train: np.ndarray, test: np.ndarray
+    model: Model, records: Records, train: np.ndarray, test: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     source = ImageSource(records, channels=1)
     batches = pipeline.evaluation_batches(source, lambda element: eval_transform(element, SIZE), batch_size=50)

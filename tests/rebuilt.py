@@ -1,5 +1,6 @@
 """Models with the weights that the reference figures were made with."""
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
@@ -41,5 +42,5 @@ def published_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape, 1) if path.endswith("weight_g") else shape
 
 
-def as_arrays(params: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def as_arrays(params: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     return {path: jnp.asarray(array) for path, array in params.items()}

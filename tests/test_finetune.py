@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from sklearn.metrics import roc_auc_score
 
-from dinojax import create_model, finetune, finetuning, sharding, tree
+from dinojax import create_model, finetune, finetuning, load_model, save_model, sharding, tree
 from dinojax import study as studies
 from dinojax.cases import Cases
 from dinojax.config import AugmentConfig
@@ -23,7 +23,7 @@ from dinojax.data.splits import Fold
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.finetuning import Fitted, Recipe, Setting, Steps, cross_entropy, fit, make_grid, make_steps, predict
 from dinojax.models.heads import Classifier
-from dinojax.models.store import read_params
+from dinojax.models.store import load_classifier, read_params
 from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
 from tests.tasks import TINY, write_task
@@ -288,6 +288,17 @@ def test_devices_change_nothing_but_rounding() -> None:
     for other in others:
         np.testing.assert_allclose(one.history, other.history, rtol=1e-4)
         np.testing.assert_allclose(one.test_scores, other.test_scores, atol=1e-4)
+
+
+def test_a_fine_tuned_model_loads_as_a_classifier_or_as_its_backbone(finished: Path, tmp_path: Path) -> None:
+    folder = finished / "models" / "fold_1"
+    classifier, backbone = load_classifier(folder), load_model(folder)
+    assert classifier.renormalise
+    x = jnp.ones((1, 28, 28, 1))
+    np.testing.assert_array_equal(classifier.backbone(x).pooled, backbone(x).pooled)
+    save_model(tmp_path / "model", backbone)
+    with pytest.raises(UsageError, match="model holds a backbone without a classifier"):
+        load_classifier(tmp_path / "model")
 
 
 def test_probabilities_of_far_logits_keep_their_order() -> None:

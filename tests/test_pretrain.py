@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import dinojax
 from dinojax import pretrain, pretraining, progress, sharding
 from dinojax.config import PretrainConfig, parse
 from dinojax.errors import RunError, Stopped, UsageError
+from dinojax.models.store import load_vit
 
 TINY = shlex.split("""
     --batch_size 8 --steps 6 --epochs 3 --log_every 1 --checkpoint_every 2
@@ -68,7 +70,7 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
     for figure in ("crops.png", "curves.png"):
         with Image.open(finished / "figures" / figure) as image:
             assert min(image.size) > 200
-    model = dinojax.load_model(finished / "model")
+    model = load_vit(finished / "model")
     x = dinojax.preprocess(np.zeros((1, 56, 56, 3), np.uint8), model)
     assert model(x).pooled.shape == (1, 32)
     assert model.preprocessing.size == 56
@@ -78,7 +80,7 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
 def test_the_teacher_moves_and_is_what_is_saved(images: Path, finished: Path) -> None:
     config = parse(PretrainConfig, [*TINY, "--data", str(images), "--out", "x"], "pretrain")
     before = pretraining.make_backbone(config)
-    after = dinojax.load_model(finished / "model")
+    after = load_vit(finished / "model")
     moved = np.abs(np.asarray(after.blocks[1].attn.proj.kernel[...] - before.blocks[1].attn.proj.kernel[...])).max()
     assert 0 < moved < 0.006
 
@@ -153,6 +155,17 @@ def test_going_on_from_a_model_keeps_its_form(images: Path, finished: Path, tmp_
     pretrain.main([*command, "--model.width", "64", "--loss.ibot_weight", "0"])
     assert dinojax.load_model(tmp_path / "model").width == 32
     assert metrics(tmp_path)[0]["ibot"] == 0
+
+
+def test_a_resnet_is_refused(images: Path, tmp_path: Path) -> None:
+    tiny = {"blocks": (1,), "filters": (4,), "stem": 4}
+    dinojax.save_model(tmp_path / "resnet", dinojax.create_model("resnet50", nnx.Rngs(0), **tiny))
+    command = ["--data", str(images), "--out", str(tmp_path / "run")]
+    with pytest.raises(UsageError, match=r"resnet holds a resnet50; a vision transformer is needed here$"):
+        pretrain.main([*command, "--init", str(tmp_path / "resnet")])
+    with pytest.raises(UsageError, match=r"model\.name resnet50: pre-training needs a vision transformer$"):
+        pretrain.main([*command, "--model.name", "resnet50"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_head_of_ibots_own_is_not_left_out(finished: Path, tmp_path: Path) -> None:

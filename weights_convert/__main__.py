@@ -1,19 +1,16 @@
-"""`python -m weights_convert SRC DST`: a weight file of another project becomes a model directory."""
+"""`python -m weights_convert SRC DST`: weight files of other projects become model directories, and back."""
 
 import argparse
-import hashlib
+import json
+import math
 import sys
 from pathlib import Path
-from typing import NoReturn
-
-from safetensors import SafetensorError
+from typing import Literal, NoReturn
 
 from dinojax.errors import RunError, UsageError
-from dinojax.models import ARGUMENTS
-from dinojax.models.features import imagenet_preprocessing
-from dinojax.models.store import write_model
-from weights_convert import readers
-from weights_convert.layouts import Converted, recognise
+from dinojax.models.store import read_description, write_arrays, write_model
+from weights_convert import inspection, readers, writers
+from weights_convert.layouts import Converted, linear_head_fits, recognise
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,84 +18,149 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see python -m weights_convert --help")
 
 
-def convert_file(source: Path, directory: Path, heads: int | None = None) -> Converted:
+def convert_file(
+    source: Path, directory: Path, heads: int | None = None, part: Literal["teacher", "student"] = "teacher"
+) -> Converted:
     """Writes the model in a weight file as a model directory, whole or not at all.
 
-    Projection heads of a teacher checkpoint are kept beside the backbone (`dino_head.safetensors`);
-    `pretrain` begins with a head of its own and does not read them.
+    Projection heads of a training checkpoint are kept beside the backbone (`dino_head.safetensors`), for pre-training
+    to go on with. A published linear head is written into the model directory of its backbone, which must be there.
 
     Args:
-      source: a DINOv2 hub file or `teacher_checkpoint.pth`, or a `.safetensors` file with the same names.
-      directory: where to; it must not exist, or be empty.
+      source: a file or Hugging Face folder, of any kind that `readers.read_file` reads.
+      directory: where to; it must not exist, or be empty; of a linear head, a model directory.
       heads: number of attention heads, for widths that do not tell.
+      part: which model of a training checkpoint to take.
 
     Raises:
-      UsageError: the directory is taken, or `heads` is needed or wrong.
+      UsageError: the directory is taken or wrong, or `heads` is needed or wrong.
       RunError: the file is damaged, of another kind or of another model, or the directory cannot be written.
     """
-    if directory.resolve() == Path.cwd():  # it would be replaced under the user's feet
-        raise UsageError(f"{directory} is the current directory; name one to make")
-    tensors = readers.read(source)
+    if source.is_dir() and (source / "model.json").is_file():
+        raise UsageError(
+            f"{source} is a model directory already; --to {'|'.join(writers.LAYOUTS)} takes it back, --inspect looks"
+        )
+    read = readers.read_file(source)
     try:
-        converted = recognise(tensors, heads)
+        converted = recognise(read.tensors, heads, read.config, part)
+        origin = {"file": source.resolve().name if source.is_dir() else source.name}
+        origin |= {"sha256": read.sha256(), "layout": converted.layout}
+        if converted.arguments is None:
+            _write_linear_head(converted, origin, directory)
+            return converted
     except RunError as error:
         raise type(error)(f"{source}: {error}") from None
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    arguments = converted.arguments
+    if converted.layout.endswith(("_teacher", "_student")):
+        origin["part"] = part
+    if directory.resolve() == Path.cwd():  # it would be replaced under the user's feet
+        raise UsageError(f"{directory} is the current directory; name one to make")
     try:
         write_model(
             directory.resolve(),
             converted.name,
-            arguments,
+            converted.arguments,
             converted.params,
-            # DINOv2 is used at 224 pixels, though the hub's positional embeddings are those of 518.
-            imagenet_preprocessing(arguments.channels, min(224, arguments.image_size)),
-            source={"file": source.name, "sha256": digest, "layout": converted.layout},
+            converted.preprocessing,
+            source=origin,
             extra=converted.heads,
         )
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise RunError(f"{directory}: cannot be written: {error}") from None
     return converted
 
 
+def _write_linear_head(converted: Converted, origin: dict[str, str], directory: Path) -> None:
+    """Puts a published linear head beside its backbone: `linear_head.safetensors`, named in `model.json`."""
+    if not (directory / "model.json").is_file():
+        raise UsageError(f"is a linear head; name the model directory of its backbone, which {directory} is not")
+    description = read_description(directory)
+    try:
+        width = description["arguments"]["width"]
+    except (KeyError, TypeError):
+        raise RunError(f"fits no model in {directory}, which is not a vision transformer") from None
+    blocks = linear_head_fits(converted, width)
+    path = directory / "linear_head.safetensors"
+    if path.exists():
+        raise UsageError(f"{path} exists already; remove it to put in another")
+    description["linear_head"] = {**origin, "blocks": blocks}
+    partial = directory / ".model.json.partial"
+    try:
+        partial.write_text(json.dumps(description, indent=2) + "\n")
+        write_arrays(path, converted.heads["linear_head"])
+        partial.replace(directory / "model.json")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise RunError(f"cannot be written to {directory}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 done, 1 a file that cannot be converted, 2 wrong arguments."""
-    parser = _Parser("python -m weights_convert", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="SRC", help="a DINOv2 .pth or .safetensors file")
-    parser.add_argument("directory", type=Path, metavar="DST", help="the model directory to write")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where the width does not tell")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    debug = "--debug" in (sys.argv if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in arguments
     try:
-        options = parser.parse_args(argv)
-        if options.heads is not None and options.heads < 1:
-            parser.error(f"--heads must be 1 or more, not {options.heads}")
-        converted = convert_file(options.source, options.directory, options.heads)
+        print("\n".join(_run(_parsed([argument for argument in arguments if argument != "--debug"]))))
     except RunError as error:
         if debug:
             raise
         print(f"weights_convert: {error}", file=sys.stderr)
         return error.status
-    print(_summary(options.source, options.directory, converted))
+    except (OSError, MemoryError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        said = {MemoryError: "out of memory", KeyboardInterrupt: "interrupted; nothing was written"}
+        print(f"weights_convert: {said.get(type(error), error)}", file=sys.stderr)
+        return 1
     return 0
 
 
-def _summary(source: Path, directory: Path, converted: Converted) -> str:
-    """What was found and what was written, a line each."""
-    told = converted.arguments
-    found = (
-        f"{source}: layout {converted.layout}, {told.depth} blocks of width {told.width}, {told.heads} heads, "
-        f"{told.registers} registers, positions for {told.image_size} pixels"
-        + "".join(f", {h}" for h in converted.heads)
+def _parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser("python -m weights_convert", description=__doc__, epilog="--debug shows tracebacks.")
+    parser.add_argument(
+        "source", type=Path, metavar="SRC", help=".pth, .pt, .bin, .safetensors or .h5 file, or Hugging Face folder"
     )
-    name = converted.name if told == ARGUMENTS[converted.name] else f"a variant of {converted.name}"
-    parameters = sum(array.size for array in converted.params.values())
-    megabytes = sum(path.stat().st_size for path in directory.iterdir()) / 1e6
-    return (
-        f"{found}\nwrote {directory}: {name}, {parameters:,} parameters, {megabytes:.1f} MB; "
-        f'load it with dinojax.load_model("{directory}")'
+    parser.add_argument("destination", type=Path, metavar="DST", nargs="?", help="the model directory to write")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where the width does not tell")
+    parser.add_argument(
+        "--part", choices=("teacher", "student"), help="which model of a training checkpoint to take (teacher)"
     )
+    parser.add_argument("--to", choices=writers.LAYOUTS, help="the way back: SRC is a model directory")
+    parser.add_argument("--inspect", action="store_true", help="only say what SRC is, and list its tensors")
+    options = parser.parse_args(arguments)
+    if options.heads is not None and options.heads < 1:
+        parser.error(f"--heads must be 1 or more, not {options.heads}")
+    if options.inspect and (options.destination or options.to):
+        parser.error("--inspect writes nothing; leave out DST and --to")
+    if not options.inspect and options.destination is None:
+        parser.error("the following arguments are required: DST")
+    if options.to and (options.heads or options.part):
+        parser.error("--to takes a model directory as it is; leave out --heads and --part")
+    return options
+
+
+def _run(options: argparse.Namespace) -> list[str]:
+    """Does what the options ask for, and returns what to print, a line each."""
+    source, destination, part = options.source, options.destination, options.part or "teacher"
+    if options.inspect:
+        if (source / "model.json").is_file():
+            return [inspection.inspect_directory(source)]
+        return [inspection.inspect_file(source, options.heads, part)]
+    if options.to:
+        lost = writers.write(source, options.to, destination)
+        return [*lost, f"wrote {destination} in the layout {options.to}"]
+    converted = convert_file(source, destination, options.heads, part)
+    found = [f"{source}: layout {converted.layout}", *inspection.described(converted)[1:]]
+    if converted.arguments is None:
+        return [*found, f"wrote {destination / 'linear_head.safetensors'}"]
+    parameters = sum(math.prod(shape) for shape in converted.params.shapes.values())
+    megabytes = sum(path.stat().st_size for path in destination.iterdir()) / 1e6
+    name = inspection.model_name(converted.name, converted.arguments)
+    return [
+        *found,
+        f"wrote {destination}: {name}, {parameters:,} parameters, {megabytes:.1f} MB; "
+        f'load it with dinojax.load_model("{destination}")',
+    ]
 
 
 if __name__ == "__main__":

@@ -1,60 +1,35 @@
-"""How the tensors of published checkpoints correspond to ours, as data: one ordered table per layout.
+"""How the tensors of published checkpoints correspond to our parameters, as data: one ordered table per layout.
 
-A row of a table pairs the name of a tensor in a source file with the path of our parameter, and says how the numbers
-are laid out. Both names are templates in which `{i}` stands for a block's number, so a row reads in either direction.
-Shapes are written in letters that are bound on first sight: "3D D" is a tensor whose first side is three times the
-width D.
+`mapping` reads a table in either direction and says what its rows mean.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from dinojax.errors import RunError
-
-Kind = Literal["same", "linear", "conv", "column"]
-
-# Source axes in the order in which we store them. PyTorch: linear [out, in], convolution [out, in, h, w].
-AXES: Mapping[Kind, tuple[int, ...] | None] = {"same": None, "linear": (1, 0), "conv": (2, 3, 1, 0), "column": None}
+from dinojax.models.store import LazyArrays
+from weights_convert.mapping import Row, Table, to_ours
 
 
-@dataclass(frozen=True)
-class Row:
-    """One tensor of a layout, or one in each block where the names hold `{i}`.
-
-    `shape` is the source's. `kind`: "same" is stored as it is, "linear" and "conv" have their axes moved, a "column"
-    [K, 1] becomes a vector [K].
-    """
-
-    source: str
-    target: str
-    shape: str
-    kind: Kind = "same"
+def _linear(layer: str, shape: str, ours: str = "") -> tuple[Row, Row]:
+    """The rows of a linear layer with a bias, which carries the same name on both sides unless `ours` is given."""
+    ours, out = ours or layer, shape.split()[0]
+    return Row(f"{layer}.weight", f"{ours}.kernel", shape, "linear"), Row(f"{layer}.bias", f"{ours}.bias", out)
 
 
-def _linear(layer: str, shape: str) -> tuple[Row, Row]:
-    """The rows of a linear layer that carries the same name on both sides and has a bias."""
-    out = shape.split()[0]
-    return (
-        Row(f"{layer}.weight", f"{layer}.kernel", shape, "linear"),
-        Row(f"{layer}.bias", f"{layer}.bias", out),
-    )
+def _norm(layer: str, ours: str = "") -> tuple[Row, Row]:
+    ours = ours or layer
+    return Row(f"{layer}.weight", f"{ours}.scale", "D"), Row(f"{layer}.bias", f"{ours}.bias", "D")
 
 
-def _norm(layer: str) -> tuple[Row, Row]:
-    return Row(f"{layer}.weight", f"{layer}.scale", "D"), Row(f"{layer}.bias", f"{layer}.bias", "D")
-
-
-# D width, N positions (class token and patches), R registers, C channels, H hidden width of the MLP.
-_TOKENS = (
-    Row("cls_token", "cls_token", "1 1 D"),
-    Row("pos_embed", "pos_embed", "1 N D"),
-    Row("mask_token", "mask_token", "1 D"),
-)
-_REGISTERS = (Row("register_tokens", "register_tokens", "1 R D"),)
+# Vision transformers. D width, N positions (class token and patches), R registers, C channels, H hidden width.
+_CLS_TOKEN = Row("cls_token", "cls_token", "1 1 D")
+_POSITIONS = Row("pos_embed", "pos_embed", "1 N D")
+_MASK_TOKEN = Row("mask_token", "mask_token", "1 D")
+_REGISTERS = Row("register_tokens", "register_tokens", "1 R D")
 _PATCH_EMBED = (
     Row("patch_embed.proj.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
     Row("patch_embed.proj.bias", "patch_embed.proj.bias", "D"),
@@ -70,42 +45,217 @@ _MLP = (*_linear("blocks.{i}.mlp.fc1", "H D"), *_linear("blocks.{i}.mlp.fc2", "D
 _SWIGLU = (*_linear("blocks.{i}.mlp.w12", "2H D"), *_linear("blocks.{i}.mlp.w3", "D H"))
 _END = (Row("blocks.{i}.ls2.gamma", "blocks.{i}.ls2.gamma", "D"), *_norm("norm"))
 
-# B bottleneck, K prototypes, F and G hidden widths. PyTorch numbers the activations between the layers too.
-DINO_HEAD = (
-    Row("mlp.0.weight", "mlp.0.kernel", "F D", "linear"),
-    Row("mlp.0.bias", "mlp.0.bias", "F"),
-    Row("mlp.2.weight", "mlp.1.kernel", "G F", "linear"),
-    Row("mlp.2.bias", "mlp.1.bias", "G"),
-    Row("mlp.4.weight", "mlp.2.kernel", "B G", "linear"),
-    Row("mlp.4.bias", "mlp.2.bias", "B"),
-    Row("last_layer.weight_g", "last_layer.weight_g", "K 1", "column"),
-    Row("last_layer.weight_v", "last_layer.weight_v", "K B", "linear"),
+# timm keeps SwiGLU's layers under the names of the plain MLP (`SwiGLUPacked`).
+_TIMM_SWIGLU = (
+    *_linear("blocks.{i}.mlp.fc1", "2H D", "blocks.{i}.mlp.w12"),
+    *_linear("blocks.{i}.mlp.fc2", "D H", "blocks.{i}.mlp.w3"),
+)
+
+_HF_LAYER = "encoder.layer.{i}"
+_HF_QKV = tuple(f"{_HF_LAYER}.attention.attention.{part}" for part in ("query", "key", "value"))
+_HF_ATTENTION = (
+    *_norm(f"{_HF_LAYER}.norm1", "blocks.{i}.norm1"),
+    Row(tuple(f"{part}.weight" for part in _HF_QKV), "blocks.{i}.attn.qkv.kernel", "D D", "linear"),
+    Row(tuple(f"{part}.bias" for part in _HF_QKV), "blocks.{i}.attn.qkv.bias", "D"),
+    *_linear(f"{_HF_LAYER}.attention.output.dense", "D D", "blocks.{i}.attn.proj"),
+    Row(f"{_HF_LAYER}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma", "D"),
+    *_norm(f"{_HF_LAYER}.norm2", "blocks.{i}.norm2"),
+)
+_HF_MLP = (
+    *_linear(f"{_HF_LAYER}.mlp.fc1", "H D", "blocks.{i}.mlp.fc1"),
+    *_linear(f"{_HF_LAYER}.mlp.fc2", "D H", "blocks.{i}.mlp.fc2"),
+)
+_HF_SWIGLU = (
+    *_linear(f"{_HF_LAYER}.mlp.weights_in", "2H D", "blocks.{i}.mlp.w12"),
+    *_linear(f"{_HF_LAYER}.mlp.weights_out", "D H", "blocks.{i}.mlp.w3"),
 )
 
 
-def dinov2_table(registers: bool, swiglu: bool) -> tuple[Row, ...]:
-    """The table of DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g)."""
+def dinov2_table(registers: bool, swiglu: bool) -> Table:
+    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g)."""
     mlp = _SWIGLU if swiglu else _MLP
-    return (*_TOKENS, *(_REGISTERS if registers else ()), *_PATCH_EMBED, *_ATTENTION, *mlp, *_END)
+    tokens = (_CLS_TOKEN, _POSITIONS, _MASK_TOKEN, *([_REGISTERS] if registers else []))
+    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END))
 
 
-def dinov2_backbone(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def hf_table(registers: bool, swiglu: bool, mask_token: bool = True) -> Table:
+    """transformers' `Dinov2Model` and `Dinov2WithRegistersModel`; a classifier on the backbone is left out."""
+    mlp = _HF_SWIGLU if swiglu else _HF_MLP
+    rows = (
+        Row("embeddings.cls_token", "cls_token", "1 1 D"),
+        Row("embeddings.position_embeddings", "pos_embed", "1 N D"),
+        Row("embeddings.mask_token" if mask_token else (), "mask_token", "1 D"),
+        *([Row("embeddings.register_tokens", "register_tokens", "1 R D")] if registers else []),
+        Row("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
+        Row("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias", "D"),
+        *_HF_ATTENTION,
+        *mlp,
+        Row(f"{_HF_LAYER}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma", "D"),
+        *_norm("layernorm", "norm"),
+    )
+    return Table(rows, (r"classifier\.(weight|bias)",))
+
+
+def timm_table(registers: bool, swiglu: bool) -> Table:
+    """timm's `vit_*_patch14[_reg4]_dinov2`: no mask token, and with registers no position of the class token."""
+    positions = Row("pos_embed", "pos_embed", "1 N D", "grid") if registers else _POSITIONS
+    rows = (
+        _CLS_TOKEN,
+        positions,
+        Row((), "mask_token", "1 D"),
+        *([Row("reg_token", "register_tokens", "1 R D")] if registers else []),
+        *_PATCH_EMBED,
+        *_ATTENTION,
+        *(_TIMM_SWIGLU if swiglu else _MLP),
+        *_END,
+    )
+    return Table(rows, (r"head\.(weight|bias)",))
+
+
+def dino_head_table(layers: int) -> Table:
+    """The projection head of DINO and of iBOT with 1 to 9 layers; three as published.
+
+    B bottleneck, K prototypes, D width of the backbone, E to M hidden widths.
+    """
+    widths = ["D", *"EFGHIJLM"[: layers - 1], "B"]
+    # PyTorch numbers the activations between the layers too, and one layer alone has no number.
+    names = [f"mlp.{2 * i}" if layers > 1 else "mlp" for i in range(layers)]
+    rows = [
+        row for i, name in enumerate(names) for row in _linear(name, f"{widths[i + 1]} {widths[i]}", ours=f"mlp.{i}")
+    ]
+    prototypes = (
+        Row("last_layer.weight_g", "last_layer.weight_g", "K 1", "column"),
+        Row("last_layer.weight_v", "last_layer.weight_v", "K B", "linear"),
+    )
+    return Table((*rows, *prototypes))
+
+
+# The linear classifiers published with DINOv2: K classes, F features.
+LINEAR_HEAD = Table((Row("weight", "kernel", "K F", "linear"), Row("bias", "bias", "K")))
+
+
+class _Unit(NamedTuple):
+    """A convolution of a ResNet and the norm after it: `place` 1 to 3 in its block, 0 the shortcut; -1 the stem."""
+
+    stage: int
+    block: int
+    place: int
+    shape: str
+    """Out, in, height, width. S stem, C channels; P, Q, U and V the stages' inner widths."""
+
+    @property
+    def ours(self) -> tuple[str, str]:
+        block = f"layers.{self.stage}.{self.block}"
+        if self.place < 0:
+            return "conv1", "bn1"
+        if self.place == 0:
+            return f"{block}.shortcut.conv", f"{block}.shortcut.bn"
+        return f"{block}.conv{self.place}", f"{block}.bn{self.place}"
+
+
+def _units(blocks: Sequence[int]) -> Iterator[_Unit]:
+    """Every convolution of a ResNet of bottlenecks with so many blocks in its stages (He et al. 2015, 1512.03385)."""
+    yield _Unit(0, 0, -1, "S C 7 7")
+    before = "S"
+    for stage, count in enumerate(blocks):
+        inner = "PQUV"[stage]
+        for block in range(count):
+            yield _Unit(stage, block, 1, f"{inner} {before} 1 1")
+            yield _Unit(stage, block, 2, f"{inner} {inner} 3 3")
+            yield _Unit(stage, block, 3, f"4{inner} {inner} 1 1")
+            if block == 0:
+                yield _Unit(stage, block, 0, f"4{inner} {before} 1 1")
+            before = f"4{inner}"
+
+
+def _torch_unit(unit: _Unit, conv: str, norm: str) -> Iterator[Row]:
+    ours_conv, ours_norm = unit.ours
+    out = unit.shape.split()[0]
+    yield Row(f"{conv}.weight", f"{ours_conv}.kernel", unit.shape, "conv")
+    for theirs, ours in (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "var")):
+        yield Row(f"{norm}.{theirs}", f"{ours_norm}.{ours}", out)
+    yield Row(f"{norm}.num_batches_tracked", "", "", "counter")
+
+
+def _keras_unit(unit: _Unit, conv: str, norm: str) -> Iterator[Row]:
+    ours_conv, ours_norm = unit.ours
+    out, into, height, width = unit.shape.split()
+    yield Row(f"{conv}/kernel", f"{ours_conv}.kernel", f"{height} {width} {into} {out}")
+    yield Row(f"{conv}/bias", f"{ours_conv}.bias", out)
+    pairs = (("gamma", "scale"), ("beta", "bias"), ("moving_mean", "mean"), ("moving_variance", "var"))
+    for theirs, ours in pairs:
+        yield Row(f"{norm}/{theirs}", f"{ours_norm}.{ours}", out)
+
+
+def _torchvision_names(unit: _Unit) -> tuple[str, str]:
+    block = f"layer{unit.stage + 1}.{unit.block}"
+    if unit.place < 0:
+        return "conv1", "bn1"
+    if unit.place == 0:
+        return f"{block}.downsample.0", f"{block}.downsample.1"
+    return f"{block}.conv{unit.place}", f"{block}.bn{unit.place}"
+
+
+def _radimagenet_names(unit: _Unit) -> tuple[str, str]:
+    """torchvision's children by their number in an `nn.Sequential`: conv1 0, bn1 1, layer1 to layer4 4 to 7."""
+    if unit.place < 0:
+        return "backbone.0", "backbone.1"
+    conv, norm = _torchvision_names(unit)
+    stage = f"backbone.{unit.stage + 4}."
+    return stage + conv.split(".", 1)[1], stage + norm.split(".", 1)[1]
+
+
+def _keras_names(unit: _Unit) -> tuple[str, str]:
+    name = "conv1" if unit.place < 0 else f"conv{unit.stage + 2}_block{unit.block + 1}_{unit.place}"
+    return f"{name}_conv", f"{name}_bn"
+
+
+def _resnet(
+    blocks: Sequence[int],
+    names: Callable[[_Unit], tuple[str, str]],
+    rows: Callable[[_Unit, str, str], Iterator[Row]],
+    ignored: str,
+) -> Table:
+    return Table(tuple(row for unit in _units(blocks) for row in rows(unit, *names(unit))), (ignored,))
+
+
+def torchvision_table(blocks: Sequence[int]) -> Table:
+    """torchvision's and timm's ResNets of bottlenecks; their classifier `fc` is left out."""
+    return _resnet(blocks, _torchvision_names, _torch_unit, r"fc\.(weight|bias)")
+
+
+def radimagenet_table(blocks: Sequence[int]) -> Table:
+    """RadImageNet's `ResNet50.pt`; a classifier that was trained on it is left out."""
+    return _resnet(blocks, _radimagenet_names, _torch_unit, r"(fc|classifier|head)(\.[0-9]+)?\.(weight|bias)")
+
+
+def keras_table(blocks: Sequence[int]) -> Table:
+    """`keras.applications` ResNet50, as RadImageNet's `.h5` files; a classifier at its top is left out."""
+    return _resnet(blocks, _keras_names, _keras_unit, r"(predictions|probs|fc[0-9]*|dense(_[0-9]+)?)/(kernel|bias)")
+
+
+def dinov2_backbone(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
     """Our backbone parameters, float32, by path, from a DINOv2 state dict without prefix (`blocks.0.attn.qkv.weight`).
 
     Raises:
       RunError: the tensors are not exactly those of a DINOv2 backbone; the message lists the whole difference.
     """
     swiglu = any(name.endswith(".mlp.w12.weight") for name in tensors)
-    return convert(tensors, dinov2_table("register_tokens" in tensors, swiglu))
+    return to_ours(tensors, dinov2_table("register_tokens" in tensors, swiglu))
 
 
-def dino_head(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def dino_head(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
     """Our DINO head's parameters, float32, by path, from the published head's state dict without prefix.
 
+    The number of layers and their widths are read off.
+
     Raises:
-      RunError: the tensors are not exactly those of a head of three layers; the message lists the whole difference.
+      RunError: the tensors are not exactly those of a head; the message lists the whole difference.
     """
-    return convert(tensors, DINO_HEAD)
+    layers = sum(re.fullmatch(r"mlp(\.[0-9]+)?\.weight", name) is not None for name in tensors)
+    if layers > 9:
+        raise RunError(f"it has {layers} layers; 9 at most are known")
+    return to_ours(tensors, dino_head_table(layers or 3))
 
 
 def to_dinov2_name(path: str) -> str:
@@ -113,101 +263,8 @@ def to_dinov2_name(path: str) -> str:
 
     Takes paths of the backbone and of the DINO head, both without prefix. Raises KeyError for any other path.
     """
-    for row in (*dinov2_table(registers=True, swiglu=True), *_MLP, *DINO_HEAD):
+    for row in (*dinov2_table(registers=True, swiglu=True).rows, *_MLP, *dino_head_table(9).rows):
         match = re.fullmatch(re.escape(row.target).replace(r"\{i\}", "([0-9]+)"), path)
         if match:
-            return row.source.replace("{i}", match[1]) if match.groups() else row.source
+            return row.sources[0].replace("{i}", match[1]) if match.groups() else row.sources[0]
     raise KeyError(path)
-
-
-def convert(tensors: Mapping[str, np.ndarray], table: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Moves every tensor of a source to our path and layout, in the table's order.
-
-    Args:
-      tensors: source name -> array of any floating-point type. The number of blocks is read off the names.
-      table: rows whose names, blocks counted out, must be exactly the names of `tensors`.
-
-    Returns:
-      Path -> contiguous float32 array. Each tensor is used once and each path is filled once. Arrays that need no
-      change share memory with their source.
-
-    Raises:
-      RunError: names or shapes differ, or a tensor holds something else than finite floating-point numbers.
-    """
-    rows = _expand(table, tensors)
-    sources = [row.source for row in rows]
-    problems = [
-        *_listed("missing", [name for name in sources if name not in tensors]),
-        *_listed("unexpected", [name for name in tensors if name not in set(sources)]),
-        *_listed("wrong shape", _wrong_shapes(tensors, [row for row in rows if row.source in tensors])),
-    ]
-    if not problems:
-        problems = _listed("not finite numbers", [name for name in sources if not _finite(tensors[name])])
-    if problems:
-        raise RunError("the tensors do not fit: " + "; ".join(problems))
-    return {row.target: np.ascontiguousarray(_move(tensors[row.source], row.kind), dtype=np.float32) for row in rows}
-
-
-def _expand(table: Sequence[Row], names: Mapping[str, object]) -> list[Row]:
-    """The table with its rows of blocks written out for as many blocks as the names tell apart."""
-    templates = [re.escape(row.source).replace(r"\{i\}", "([0-9]+)") for row in table if "{i}" in row.source]
-    blocks = {match[1] for name in names for template in templates if (match := re.fullmatch(template, name))}
-    # A run of rows with `{i}` is written block by block, so that the order is that of the model.
-    expanded: list[Row] = []
-    run: list[Row] = []
-    for row in (*table, None):
-        if row is not None and "{i}" in row.source:
-            run.append(row)
-            continue
-        expanded += [_numbered(inner, i) for i in range(max(len(blocks), 1)) for inner in run]
-        run = []
-        if row is not None:
-            expanded.append(row)
-    return expanded
-
-
-def _numbered(row: Row, i: int) -> Row:
-    return Row(row.source.replace("{i}", str(i)), row.target.replace("{i}", str(i)), row.shape, row.kind)
-
-
-def _wrong_shapes(tensors: Mapping[str, np.ndarray], rows: Sequence[Row]) -> list[str]:
-    """Both shapes of every tensor that disagrees with the letters bound by those before it."""
-    sides: dict[str, int] = {}
-    wrong = []
-    for row in rows:
-        shape = tensors[row.source].shape
-        factors = [re.fullmatch(r"([0-9]*)([A-Z]?)", side) for side in row.shape.split()]
-        pairs = [(int(match[1] or 1), match[2]) for match in factors if match]
-        if len(shape) == len(pairs):
-            for (factor, letter), length in zip(pairs, shape, strict=True):
-                if letter and length > 0 and length % factor == 0:
-                    sides.setdefault(letter, length // factor)
-        expected = [_side(factor, letter, sides) for factor, letter in pairs]
-        if [str(length) for length in shape] != expected:
-            wrong.append(f"{row.source} has ({', '.join(map(str, shape))}), expected ({', '.join(expected)})")
-    return wrong
-
-
-def _side(factor: int, letter: str, sides: Mapping[str, int]) -> str:
-    """The length of a side as text; a letter that no tensor has bound stays one."""
-    if not letter:
-        return str(factor)
-    return str(factor * sides[letter]) if letter in sides else f"{factor if factor > 1 else ''}{letter}"
-
-
-def _finite(tensor: np.ndarray) -> bool:
-    # numpy does not count bfloat16 among its own floating-point types, but it converts it.
-    if np.issubdtype(tensor.dtype, np.floating) or tensor.dtype.name == "bfloat16":
-        return bool(np.isfinite(tensor.astype(np.float32, copy=False)).all())
-    return False
-
-
-def _move(tensor: np.ndarray, kind: Kind) -> np.ndarray:
-    if kind == "column":
-        return tensor[:, 0]
-    axes = AXES[kind]
-    return tensor if axes is None else tensor.transpose(axes)
-
-
-def _listed(label: str, names: Sequence[str]) -> list[str]:
-    return [f"{label} ({len(names)}): {', '.join(names)}"] if names else []

@@ -131,10 +131,16 @@ def _recipes(runs: Sequence[Run]) -> Table:
                 facts["normalisation"],
                 layers + (", norm applied twice" if head["renormalise"] else ""),
                 f"{facts['weight_decay']:g}",
-                f"{model['name']}, width {model['width']}, depth {model['depth']}, channels {model['channels']}",
+                f"{model['name']}, {_form(model)}, channels {model['channels']}",
             ]
         )
     return Table(header, rows)
+
+
+def _form(model: Mapping[str, Any]) -> str:
+    if "filters" in model:  # a ResNet
+        return f"width {4 * model['filters'][-1]}, blocks {'-'.join(map(str, model['blocks']))}"
+    return f"width {model['width']}, depth {model['depth']}"
 
 
 def _task(task: str, runs: Sequence[Run]) -> list[Block]:

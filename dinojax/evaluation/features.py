@@ -10,37 +10,39 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import sharding, tree
 from dinojax.data.pipeline import Batch
-from dinojax.models import VisionTransformer, preprocess
+from dinojax.models import Model, ResNet, preprocess
+from dinojax.models.resnet import fold
 
 T = TypeVar("T")
 _TOKEN_NUMBERS = 200_000  # tokens × width of a chunk: two images of 224 pixels in a ViT-S/14
+_MAP_NUMBERS = 3_211_264  # in the largest feature maps of a chunk: four images of 224 pixels in a ResNet50
 
 
 class Extracted(NamedTuple):
     """Features of N images, on the host."""
 
     pooled: np.ndarray
-    """float32 [N, D]: the class token."""
+    """float32 [N, D]: the class token; of a ResNet, the global average."""
     mean_patch: np.ndarray
-    """float32 [N, D]: the mean of the patch tokens."""
+    """float32 [N, D]: the mean of the patch tokens; of a ResNet, the same."""
     labels: np.ndarray
     """int32 [N]; -1 where there are none."""
     indices: np.ndarray
     """int32 [N]: places in the records."""
 
 
-def extract(model: VisionTransformer, batches: Iterable[Batch]) -> Extracted:
+def extract(model: Model, batches: Iterable[Batch]) -> Extracted:
     """Runs a backbone over batches of one shape, preprocessing on the device.
 
     Args:
       model: in inference mode; its own preprocessing is used.
-      batches: `image` uint8 [B, H, W, C] with sides divisible by the patch size, `label`, `index` and `valid` [B], as
+      batches: `image` uint8 [B, H, W, C] with sides that the model reads, `label`, `index` and `valid` [B], as
         `evaluation_batches` gives them. What is not valid is left out.
 
     Raises:
       ValueError: there are no batches.
     """
-    graph, params = tree.split(model)
+    graph, params = tree.split(fold(model) if isinstance(model, ResNet) else model)
 
     def forward(params: tree.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         backbone = tree.merge(graph, params)
@@ -62,8 +64,10 @@ def extract(model: VisionTransformer, batches: Iterable[Batch]) -> Extracted:
     return Extracted(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
 
-def images_per_chunk(model: VisionTransformer, height: int, width: int) -> int:
+def images_per_chunk(model: Model, height: int, width: int) -> int:
     """How many images of this size in pixels a CPU handles best at a time: as many as its cache has room for."""
+    if isinstance(model, ResNet):
+        return max(_MAP_NUMBERS // (height * width * model.arguments.stem // 4), 1)
     tokens = height * width // model.arguments.patch_size**2
     return max(_TOKEN_NUMBERS // (tokens * model.width), 1)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,16 @@ class Preprocessing:
     size: int = 224
     """Side of the image in pixels that the weights were used at."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """One per channel that the model reads, for values in 0..1."""
+    """One per channel that the model reads, for values in 0..1 and in the order of `order`."""
     std: tuple[float, ...] = IMAGENET_STD
     window: tuple[float, float] | None = None
     """Lowest and highest value of 16-bit images: these become 0 and 1."""
+    order: Literal["RGB", "BGR"] = "RGB"
+    """Of three channels, as the model reads them; images come in RGB."""
+
+    def __post_init__(self) -> None:
+        if self.order not in ("RGB", "BGR"):
+            raise ValueError(f"the channels' order is RGB or BGR, not {self.order!r}")
 
 
 def imagenet_preprocessing(channels: int, size: int = 224) -> Preprocessing:
@@ -70,7 +76,9 @@ def to_channels(images: jax.Array, channels: int) -> jax.Array:
 
 
 def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """Subtracts the mean and divides by the standard deviation; [..., C] in 0..1."""
+    """Puts the channels in the model's order, subtracts the mean and divides by the deviation; [..., C] in 0..1."""
+    if preprocessing.order == "BGR" and images.shape[-1] == 3:
+        images = images[..., ::-1]
     return (images - jnp.asarray(preprocessing.mean)) / jnp.asarray(preprocessing.std)
 
 
@@ -84,7 +92,7 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
       size: resizes to size × size pixels (bicubic, antialiased); without it the images keep their size.
 
     Returns:
-      float32 [B, H, W, channels], normalised.
+      float32 [B, H, W, channels], normalised, in the model's order of channels.
 
     Raises:
       ValueError: another number of axes or channels, another dtype, floats outside 0..1, or uint16 without a window.

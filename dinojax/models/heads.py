@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dinojax.models import Model
 from dinojax.models.features import Features
 from dinojax.models.vit import VisionTransformer
 
@@ -67,18 +68,21 @@ def compare(x: jax.Array, columns: jax.Array) -> jax.Array:
 class Classifier(nnx.Module):
     """A backbone with MediDino's head on its pooled features: [norm,] Linear, ReLU, Linear; or one linear layer."""
 
-    def __init__(
-        self, backbone: VisionTransformer, outputs: int, hidden: int, renormalise: bool, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, backbone: Model, outputs: int, hidden: int, renormalise: bool, rngs: nnx.Rngs) -> None:
         """Builds the head.
 
         Args:
           backbone: gives the features.
           outputs: logits; 1 for a binary task.
           hidden: width of the layer with ReLU; 0 for a linear head.
-          renormalise: applies the backbone's final norm to the class token a second time, as MediDino's code does.
+          renormalise: applies the final norm of a ViT to the class token a second time, as MediDino's code does.
           rngs: for the head's weights, drawn as PyTorch's `nn.Linear` draws them.
+
+        Raises:
+          ValueError: a backbone without a final norm is to apply it again.
         """
+        if renormalise and not isinstance(backbone, VisionTransformer):
+            raise ValueError(f"{backbone.name} has no final norm to apply a second time")
         self.backbone = backbone
         self.renormalise = renormalise
         widths = [backbone.width, *([hidden] if hidden else []), outputs]
@@ -90,9 +94,11 @@ class Classifier(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Normalised images [B, H, W, C] to logits [B, outputs]."""
+        """Normalised images [B, H, W, C] to logits [B, outputs]; in training a ResNet's running statistics move."""
         features: Features = self.backbone(x, train=train, key=key)
-        x = self.backbone.norm(features.pooled) if self.renormalise else features.pooled
+        x = features.pooled
+        if self.renormalise and isinstance(self.backbone, VisionTransformer):
+            x = self.backbone.norm(x)
         for layer in self.head[:-1]:
             x = jax.nn.relu(layer(x))
         return self.head[-1](x)

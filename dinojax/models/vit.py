@@ -63,9 +63,7 @@ class Attention(nnx.Module):
         self.proj = nnx.Linear(width, width, kernel_init=_init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Matrix products of two axes are faster than of three, forward and backward.
-        qkv = self.qkv(rearrange(x, "b n d -> (b n) d"))
-        q, k, v = rearrange(qkv, "(b n) (qkv h d) -> qkv b h n d", b=len(x), qkv=3, h=self.heads)
+        q, k, v = self._projections(x)
         # Softmax is float32 whatever the precision of the products.
         scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
@@ -74,6 +72,18 @@ class Attention(nnx.Module):
         out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
         out = self.proj(rearrange(out.astype(x.dtype), "b h n d -> (b n) (h d)"))
         return rearrange(out, "(b n) d -> b n d", b=len(x))
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """What each token takes from which: [B, N, D] to float32 [B, heads, N, N], whose rows sum to 1."""
+        q, k, _ = self._projections(x)
+        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(scores, axis=-1)
+
+    def _projections(self, x: jax.Array) -> jax.Array:
+        """Queries, keys and values: [3, B, heads, N, D / heads]."""
+        # Matrix products of two axes are faster than of three, forward and backward.
+        qkv = self.qkv(rearrange(x, "b n d -> (b n) d"))
+        return rearrange(qkv, "(b n) (qkv h d) -> qkv b h n d", b=len(x), qkv=3, h=self.heads)
 
 
 class MLP(nnx.Module):
@@ -230,6 +240,33 @@ class VisionTransformer(nnx.Module):
             tokens = block(tokens, None)
             outputs.append(tokens)
         return tuple(self._features(tokens, grid) for tokens in outputs[-blocks:])
+
+    def attention(self, x: jax.Array, block: int = -1) -> jax.Array:
+        """Attention weights of one block, to look at; no other block's are kept.
+
+        Args:
+          x: as in a call.
+          block: its number from 0, or from the end as in a list.
+
+        Returns:
+          float32 [B, heads, N, N] with N = 1 + R + h·w: class token, registers, patches row by row. Row i is what token
+          i takes from each token, and sums to 1.
+
+        Raises:
+          ValueError: a size or a number of channels that does not fit, or no such block.
+        """
+        if not -len(self.blocks) <= block < len(self.blocks):
+            raise ValueError(f"there is no block {block}; the model has {len(self.blocks)}")
+        number = block % len(self.blocks)
+        chosen = self.blocks[number]
+        return chosen.attn.weights(chosen.norm1(self.stream(x, number)))
+
+    def stream(self, x: jax.Array, blocks: int) -> jax.Array:
+        """The residual stream [B, N, D] after the first `blocks` blocks, without the final norm; raises as a call."""
+        tokens = self._tokens(x, None)
+        for block in self.blocks[:blocks]:
+            tokens = block(tokens, None)
+        return tokens
 
     def _grid(self, x: jax.Array) -> tuple[int, int]:
         patch = self.arguments.patch_size

@@ -1,20 +1,26 @@
 """Model directories, and images on their way into a model."""
 
 import json
+import weakref
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 import dinojax
+from dinojax import tree
 from dinojax.errors import RunError, UsageError
-from dinojax.models import VisionTransformer
-from dinojax.models.store import read_params
+from dinojax.models import Preprocessing, ResNet, VisionTransformer
+from dinojax.models.store import LazyArrays, load_vit, map_arrays, read_description, read_params, write_arrays
 
 TINY = {"width": 32, "depth": 1, "heads": 2, "image_size": 28}
+TINY_RESNET = {"blocks": (1, 2), "filters": (4, 8), "stem": 8}
 
 
 def tiny(seed: int = 0, **overrides: object) -> VisionTransformer:
@@ -66,6 +72,118 @@ def test_what_is_no_model_ends_in_one_clear_line(tmp_path: Path) -> None:
         dinojax.load_model(tmp_path / "model")
 
 
+def test_a_resnet_loads_to_the_same_outputs(tmp_path: Path) -> None:
+    model = dinojax.create_model("resnet50_keras", nnx.Rngs(0), **TINY_RESNET)
+    graph, params = tree.split(model)
+    drawn = np.random.default_rng(0)
+    params = {path: value + jnp.asarray(drawn.uniform(size=value.shape), "float32") for path, value in params.items()}
+    model: ResNet = tree.merge(graph, params)
+    model.preprocessing = Preprocessing(64, (0.4, 0.5, 0.6), (1.0, 1.0, 1.0), order="BGR")
+    dinojax.save_model(tmp_path / "model", model)
+    loaded = dinojax.load_model(tmp_path / "model")
+    assert isinstance(loaded, ResNet)
+    assert (loaded.arguments, loaded.preprocessing) == (model.arguments, model.preprocessing)
+    x = jax.random.normal(jax.random.key(0), (2, 32, 40, 3))
+    np.testing.assert_array_equal(model(x).patches, loaded(x).patches)
+    with pytest.raises(UsageError, match="model resnet50_keras has no argument drop_path, loop_blocks; it has"):
+        dinojax.load_model(tmp_path / "model", drop_path=0.1, loop_blocks=True)
+    with pytest.raises(UsageError, match="holds a resnet50_keras; a vision transformer is needed"):
+        load_vit(tmp_path / "model", drop_path=0.1)
+
+
+def test_a_directory_from_before_the_order_of_channels_was_stored(tmp_path: Path) -> None:
+    dinojax.save_model(tmp_path / "model", tiny())
+    described = read_description(tmp_path / "model")
+    assert described["preprocessing"].pop("order") == "RGB"
+    (tmp_path / "model" / "model.json").write_text(json.dumps(described))
+    assert dinojax.load_model(tmp_path / "model").preprocessing == tiny().preprocessing
+    described["preprocessing"]["order"] = "RBG"
+    (tmp_path / "model" / "model.json").write_text(json.dumps(described))
+    with pytest.raises(RunError, match=r"model\.json is not one of this version.*RBG"):
+        dinojax.load_model(tmp_path / "model")
+
+
+INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+DTYPES = ["float64", "float32", "float16", "bool", *INTEGERS]
+
+
+def some_arrays() -> dict[str, np.ndarray]:
+    drawn = np.random.default_rng(0)
+    arrays = {f"a.{dtype}": (3 * drawn.standard_normal((3, 5))).astype(dtype) for dtype in DTYPES}
+    arrays["bits.ü"] = drawn.integers(0, 2**16, (7,), np.uint16).view(ml_dtypes.bfloat16)  # NaN with their bits, too
+    arrays["strided"] = arrays["a.float32"].T[::2]
+    return arrays | {"scalar": np.array(2.5, np.float32), "none": np.zeros((0, 4), np.float32)}
+
+
+def assert_same_bits(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype), name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
+def test_written_arrays_are_read_by_safetensors_and_mapped_bit_for_bit(tmp_path: Path) -> None:
+    path, arrays = tmp_path / "a.safetensors", some_arrays()
+    write_arrays(path, arrays)
+    assert_same_bits(safetensors.numpy.load_file(path), arrays)
+    mapped = map_arrays(path)
+    assert_same_bits(mapped, arrays)
+    assert all(array.flags.aligned and not array.flags.writeable for array in mapped.values())
+    assert path.stat().st_mode & 0o777 == 0o644
+    write_arrays(path, {"x": jnp.arange(3, dtype=jnp.bfloat16)})
+    np.testing.assert_array_equal(map_arrays(path)["x"], np.arange(3).astype(ml_dtypes.bfloat16))
+    assert_same_bits(mapped, arrays)  # the file that they are views of lives on
+
+
+def test_files_that_safetensors_writes_are_mapped_bit_for_bit(tmp_path: Path) -> None:
+    arrays = {name: np.ascontiguousarray(array) for name, array in some_arrays().items() if array.ndim}
+    safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    assert_same_bits(map_arrays(tmp_path / "a.safetensors"), arrays)
+
+
+def test_lazy_arrays_are_made_once_and_one_at_a_time(tmp_path: Path) -> None:
+    made: list[str] = []
+    last: list[weakref.ref[np.ndarray]] = []
+
+    def make(name: str) -> np.ndarray:
+        assert not last or last[-1]() is None, f"the array before {name} is still held"
+        made.append(name)
+        array = np.full((2, 3), len(made), np.float32)
+        last.append(weakref.ref(array))
+        return array
+
+    lazy = LazyArrays({name: ((2, 3), np.float32, partial(make, name)) for name in "abc"})
+    assert lazy.shapes == dict.fromkeys("abc", (2, 3))
+    assert lazy.dtypes == dict.fromkeys("abc", np.dtype("float32"))
+    assert list(lazy) == ["a", "b", "c"]
+    write_arrays(tmp_path / "a.safetensors", lazy)
+    assert made == ["a", "b", "c"]
+    assert [array[0, 0] for array in map_arrays(tmp_path / "a.safetensors").values()] == [1, 2, 3]
+
+
+def test_a_failing_array_leaves_the_former_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, {"x": np.zeros(3)})
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        write_arrays(path, LazyArrays({"x": ((1,), np.float32, lambda: np.array([1 // 0]))}))
+    with pytest.raises(ValueError, match=r"x is float32 \(2,\), announced as float32 \(1,\)"):
+        write_arrays(path, LazyArrays({"x": ((1,), np.float32, lambda: np.zeros(2, np.float32))}))
+    with pytest.raises(RunError, match="no arrays of complex128"):
+        write_arrays(path, {"x": np.zeros(3, complex)})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [0, 7, 20, -1])
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, {"x": np.zeros(3)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(RunError, match=r"a\.safetensors cannot be read"):
+        map_arrays(path)
+
+
 def test_preprocess_scales_and_normalises_as_torchvision_does() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
     expected = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -73,6 +191,23 @@ def test_preprocess_scales_and_normalises_as_torchvision_does() -> None:
     np.testing.assert_allclose(dinojax.preprocess(images, model), expected, atol=1e-5)
     np.testing.assert_allclose(dinojax.preprocess(images / np.float32(255), model), expected, atol=1e-5)
     assert dinojax.preprocess(images, model, size=56).shape == (2, 56, 56, 3)
+
+
+def test_preprocess_puts_the_channels_in_the_models_order() -> None:
+    """RadImageNet's Keras scripts: BGR, minus the ImageNet mean in 0..255, then / 255."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
+    mean = np.array([103.939, 116.779, 123.68])
+    model = tiny()
+    model.preprocessing = Preprocessing(256, tuple(mean / 255), (1.0, 1.0, 1.0), order="BGR")
+    expected = (images[..., ::-1].astype(np.float64) - mean) / 255
+    np.testing.assert_allclose(dinojax.preprocess(images, model), expected, atol=1e-6)
+    grey = images[..., :1]
+    expected = (np.repeat(grey, 3, -1).astype(np.float64) - mean) / 255
+    np.testing.assert_allclose(dinojax.preprocess(grey, model), expected, atol=1e-6)
+    one = tiny(channels=1)
+    one.preprocessing = Preprocessing(256, (0.0,), (1.0,), order="BGR")
+    luminance = images.astype(np.float64) @ [0.299, 0.587, 0.114] / 255
+    np.testing.assert_allclose(dinojax.preprocess(images, one)[..., 0], luminance, atol=1e-6)
 
 
 def test_preprocess_fits_channels_to_the_model() -> None:

@@ -29,7 +29,9 @@ def model_of(name: str) -> VisionTransformer:
     if name == "tiny_swiglu":
         size = {"width": 32, "depth": 2, "heads": 2, "image_size": 70, "mlp": "swiglu"}
         return rebuilt.backbone(dinojax.create_model("vitg14", rngs=nnx.Rngs(0), **size))
-    return rebuilt.backbone(dinojax.create_model(name, rngs=nnx.Rngs(0)))
+    model = rebuilt.backbone(dinojax.create_model(name, rngs=nnx.Rngs(0)))
+    assert isinstance(model, VisionTransformer)
+    return model
 
 
 def image(name: str, size: str, batch: int) -> jax.Array:
@@ -157,3 +159,48 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         dinojax.create_model("vits16", rngs=nnx.Rngs(0))
     with pytest.raises(UsageError, match="widht"):
         dinojax.create_model("vits14", rngs=nnx.Rngs(0), widht=3)
+
+
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("block", [0, 1, -1])
+def test_attention_weights_reproduce_the_blocks_result(registers: int, block: int) -> None:
+    """Softmax and values by hand, from the block's own weights, after the blocks before it."""
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, registers=registers)
+    x = jax.random.normal(jax.random.key(1), (2, 42, 28, 3))
+    weights = np.asarray(model.attention(x, block))
+    assert weights.shape == (2, 2, 7 + registers, 7 + registers)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+
+    number = block % 3
+    chosen = model.blocks[number]
+    normed = chosen.norm1(model.stream(x, number))
+    params = {path: np.asarray(array) for path, array in tree.split(chosen.attn)[1].items()}
+    qkv = np.asarray(normed) @ params["qkv.kernel"] + params["qkv.bias"]
+    q, k, v = (part.reshape(2, -1, 2, 16).transpose(0, 2, 1, 3) for part in np.split(qkv, 3, axis=-1))
+    exponentials = np.exp(q @ k.swapaxes(-1, -2) / 4)
+    np.testing.assert_allclose(weights, exponentials / exponentials.sum(-1, keepdims=True), atol=1e-6)
+    joined = (weights @ v).transpose(0, 2, 1, 3).reshape(2, -1, 32)
+    out = joined @ params["proj.kernel"] + params["proj.bias"]
+    np.testing.assert_allclose(out[:, 0], chosen.attn(normed)[:, 0], atol=1e-6)  # the class token's row
+    np.testing.assert_allclose(out, chosen.attn(normed), atol=1e-6)
+
+
+def test_the_stream_and_the_final_norm_give_the_features() -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, registers=2)
+    x = jax.random.normal(jax.random.key(1), (2, 28, 28, 3))
+    for blocks, features in zip((2, 3), model.intermediate(x, 2), strict=True):
+        tokens = model.norm(model.stream(x, blocks))
+        np.testing.assert_allclose(tokens[:, 0], features.pooled, atol=1e-6)
+        np.testing.assert_allclose(tokens[:, 3:].reshape(2, 2, 2, 32), features.patches, atol=1e-6)
+
+
+def test_attention_of_bfloat16_is_float32_and_of_no_block_refused() -> None:
+    graph, params = tree.split(dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY))
+    model = tree.merge(graph, {path: value.astype(jnp.bfloat16) for path, value in params.items()})
+    weights = model.attention(jnp.ones((1, 28, 28, 3), jnp.bfloat16))
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    for block in (3, -4):
+        with pytest.raises(ValueError, match="the model has 3"):
+            model.attention(jnp.ones((1, 28, 28, 3)), block)

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 import dinojax
+from dinojax.models import ViTArguments
 from tests import goldens_reader as goldens
 from tests.weights_convert import published, torch_files
 from weights_convert.__main__ import main
@@ -39,11 +40,34 @@ def nhwc(name: str, shape: tuple[int, ...]) -> jnp.ndarray:
 def test_golden_files_convert_and_load(tmp_path: Path, name: str, tolerance: float) -> None:
     assert main([str(files() / name), str(tmp_path / "model"), "--heads", "2"]) == 0
     model = dinojax.load_model(tmp_path / "model")
-    assert (model.arguments.width, model.arguments.depth, model.arguments.image_size) == (32, 2, 70)
+    arguments = model.arguments
+    assert isinstance(arguments, ViTArguments)
+    assert (arguments.width, arguments.depth, arguments.image_size) == (32, 2, 70)
     features = model(nhwc("input.tiny", (2, 3, 70, 70)))
     golden = goldens.load("tiny.npz")
     goldens.assert_close(features.pooled, golden["cls"], tolerance)
     goldens.assert_close(features.patches.reshape(2, 25, 32), golden["patch"], tolerance)
+
+
+def test_golden_huggingface_and_timm_files(tmp_path: Path) -> None:
+    for name, golden, given, argv in [
+        ("hf_dinov2_tiny", "tiny_hf.npz", "input.hf", []),
+        ("timm_reg4_tiny.safetensors", "tiny_timm_reg4.npz", "input.timm", ["--heads", "2"]),
+    ]:
+        assert main([str(files() / name), str(tmp_path / name), *argv]) == 0
+        features = dinojax.load_model(tmp_path / name)(nhwc(given, (2, 3, 70, 70)))
+        tokens = [features.pooled[:, None], features.registers, features.patches.reshape(2, 25, 32)]
+        (expected,) = goldens.load(golden).values()
+        goldens.assert_close(np.concatenate([part for part in tokens if part is not None], 1), expected, 5e-6)
+
+
+@pytest.mark.parametrize("kind", ["weights", "model", "bytes"])
+def test_golden_keras_files(tmp_path: Path, kind: str) -> None:
+    assert main([str(files() / f"resnet50_tiny_notop_{kind}.h5"), str(tmp_path / "model")]) == 0
+    model = dinojax.load_model(tmp_path / "model")
+    assert (model.name, model.preprocessing.order) == ("resnet50_keras", "BGR")
+    features = model(jnp.asarray(goldens.rebuild("input.resnet50_tiny", (2, 96, 96, 3))))
+    goldens.assert_close(features.pooled, goldens.load("resnet50_tiny_keras.npz")["pooled"], 1e-5)
 
 
 def test_golden_vits14_of_full_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +91,7 @@ def test_swiglu_and_registers_are_read_off(tmp_path: Path) -> None:
     source = torch_files.write_tensors(tmp_path / "x.pth", tensors)
     assert main([str(source), str(tmp_path / "model")]) == 0
     arguments = dinojax.load_model(tmp_path / "model").arguments
+    assert isinstance(arguments, ViTArguments)
     assert (arguments.heads, arguments.registers, arguments.mlp, arguments.image_size) == (3, 4, "swiglu", 70)
 
 
@@ -78,7 +103,9 @@ def test_the_directory_says_where_it_comes_from(tmp_path: Path) -> None:
         "file": "teacher_checkpoint.pth",
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "layout": "dinov2_teacher",
+        "part": "teacher",
     }
+    assert description["versions"].keys() >= {"dinojax", "jax", "flax"}
     head = safetensors.numpy.load_file(tmp_path / "model" / "dino_head.safetensors")
     rebuilt = published.rebuilt(published.TINY_HEAD)
     goldens.assert_close(head["mlp.1.kernel"], rebuilt["mlp.2.weight"].T, 2**-22)
@@ -105,7 +132,7 @@ def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     twice = {"blocks.7.0.ls1.gamma": tiny["norm.bias"]} | tiny
     for number, (tensors, said) in enumerate(
         [
-            (resnet, "no DINOv2 hub file and no teacher checkpoint; it holds 2 tensors: conv1.weight, bn1.weight"),
+            (resnet, "it holds 2 tensors: conv1.weight, bn1.weight"),
             (wide, "unexpected (1): head.weight"),
             (narrow, "blocks.0.mlp.fc1.kernel"),
             (crooked, "pos_embed has 27 positions"),
@@ -130,7 +157,11 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ([source, tmp_path / "model"], "--heads N"),
         ([source, tmp_path / "model", "--heads", "3"], "not a multiple of its 3 heads"),
         ([source, tmp_path / "model", "--heads", "0"], "must be 1 or more"),
-        ([source, tmp_path / "model", "--to", "hf"], "unrecognized arguments"),
+        ([source, tmp_path / "model", "--part", "student"], "the file has no student"),
+        ([source, tmp_path / "model", "--to", "keras"], "invalid choice"),
+        ([source, tmp_path / "model", "--to", "hf"], "not a model directory"),
+        ([source, tmp_path / "model", "--to", "hf", "--heads", "2"], "leave out --heads"),
+        ([source, tmp_path / "model", "--inspect"], "--inspect writes nothing"),
         ([source], "DST"),
         ([source, ".", "--heads", "2"], "is the current directory"),
         ([source, taken, "--heads", "2"], f"{taken} exists already"),
@@ -152,6 +183,110 @@ def test_a_directory_that_cannot_be_written_ends_in_one_line(
     error = capsys.readouterr().err
     assert "cannot be written" in error
     assert error.count("\n") == 1
+
+
+def test_either_model_of_a_training_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "model_0000007.rank_0.pth"
+    student = torch_files.training_checkpoint(source)
+    for part, offset in [("teacher", -1), ("student", 0)]:
+        argv = [str(source), str(tmp_path / part), "--heads", "2"]
+        assert main(argv if part == "teacher" else [*argv, "--part", part]) == 0
+        assert "optimizer" in capsys.readouterr().out
+        stored = safetensors.numpy.load_file(tmp_path / part / "params.safetensors")
+        np.testing.assert_allclose(stored["norm.bias"], student["norm.bias"] + offset, atol=1e-6)
+        assert json.loads((tmp_path / part / "model.json").read_text())["source"]["part"] == part
+        assert (tmp_path / part / "dino_head.safetensors").exists()
+
+
+@pytest.mark.parametrize(("blocks", "inputs"), [(1, 64), (4, 160)])
+def test_a_linear_head_goes_beside_its_backbone(tmp_path: Path, blocks: int, inputs: int) -> None:
+    source, directory = tmp_path / "linear_head.pth", tmp_path / "model"
+    weight = torch_files.linear_head(source, inputs)
+    assert main([str(files() / "dinov2_tiny_pretrain.pth"), str(directory), "--heads", "2"]) == 0
+    before = json.loads((directory / "model.json").read_text())
+    assert main([str(source), str(directory)]) == 0
+    head = safetensors.numpy.load_file(directory / "linear_head.safetensors")
+    np.testing.assert_array_equal(head["kernel"], weight.T)
+    after = json.loads((directory / "model.json").read_text())
+    assert after.pop("linear_head") == {
+        "file": "linear_head.pth",
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "layout": "dinov2_linear_head",
+        "blocks": blocks,
+    }
+    assert after == before
+    assert {path.name for path in directory.iterdir()} == {
+        "model.json",
+        "params.safetensors",
+        "linear_head.safetensors",
+    }
+    dinojax.load_model(directory)
+
+
+def test_a_linear_head_without_its_backbone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch_files.linear_head(tmp_path / "other.pth", 96)
+    torch_files.linear_head(tmp_path / "head.pth", 64)
+    for name in ("dinov2_tiny_pretrain.pth", "resnet50_tiny_notop_weights.h5"):
+        argv = [str(files() / name), str(tmp_path / name), *(["--heads", "2"] if name.startswith("dino") else [])]
+        assert main(argv) == 0
+    vit, resnet = tmp_path / "dinov2_tiny_pretrain.pth", tmp_path / "resnet50_tiny_notop_weights.h5"
+    capsys.readouterr()
+    for source, directory, status, said in [
+        ("head.pth", tmp_path / "absent", 2, "name the model directory of its backbone"),
+        ("head.pth", resnet, 1, "not a vision transformer"),
+        ("other.pth", vit, 1, "neither 2 nor 5 times the backbone's width, 32"),
+        ("head.pth", vit, 0, ""),
+        ("head.pth", vit, 2, "exists already"),
+    ]:
+        before = {path: path.read_bytes() for path in vit.iterdir()}
+        assert main([str(tmp_path / source), str(directory)]) == status
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == (status > 0)
+        assert not status or before == {path: path.read_bytes() for path in vit.iterdir()}
+    assert not (tmp_path / "absent").exists()
+    assert not (resnet / "linear_head.safetensors").exists()
+
+
+def test_a_failure_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch_files.linear_head(tmp_path / "head.pth", 64)
+    argv = [str(files() / "dinov2_tiny_pretrain.pth"), str(tmp_path / "model"), "--heads", "2"]
+    replace = Path.replace
+
+    def fail(path: Path, target: Path) -> Path:
+        if target.name in ("params.safetensors", "model.json"):
+            raise OSError(28, "No space left on device", str(target))
+        return replace(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        assert main(argv) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["head.pth"]
+    assert main(argv) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    capsys.readouterr()
+    monkeypatch.setattr(Path, "replace", fail)
+    assert main([str(tmp_path / "head.pth"), str(tmp_path / "model")]) == 1
+    error = capsys.readouterr().err
+    assert "No space left" in error
+    assert error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+
+def test_the_way_back_gives_the_same_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, back = files() / "dinov2_tiny.safetensors", tmp_path / "back.safetensors"
+    assert main([str(source), str(tmp_path / "model"), "--heads", "2"]) == 0
+    assert main([str(tmp_path / "model"), str(back), "--to", "dinov2"]) == 0
+    assert f"wrote {back}" in capsys.readouterr().out
+    expected, found = safetensors.numpy.load_file(source), safetensors.numpy.load_file(back)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert main([str(tmp_path / "model"), str(tmp_path / "timm.safetensors"), "--to", "timm"]) == 0
+    assert "mask_token: timm has no place for it" in capsys.readouterr().out
+    assert main([str(tmp_path / "model"), str(tmp_path / "other")]) == 2
+    assert "is a model directory already" in capsys.readouterr().err
 
 
 def test_golden_malicious_file_as_a_command(tmp_path: Path) -> None:

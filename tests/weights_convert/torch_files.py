@@ -2,14 +2,22 @@
 
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
+from tests.weights_convert import published
+
+_STORAGES = {
+    "float64": "DoubleStorage",
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+}
 
 
 @dataclass(frozen=True)
@@ -74,11 +82,17 @@ def _opcodes(value: Any) -> bytes:
     raise TypeError(f"cannot pickle {value!r}")
 
 
-def write(path: Path, program: bytes, storages: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+def write(
+    path: Path,
+    program: bytes,
+    storages: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
+    compression: int = zipfile.ZIP_STORED,
+) -> Path:
+    """`storages` are read one at a time, so that a file larger than memory can be written."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", program)
         archive.writestr("archive/byteorder", "little")
-        for key, data in storages.items():
+        for key, data in storages.items() if isinstance(storages, Mapping) else storages:
             archive.writestr(f"archive/data/{key}", data)
         archive.writestr("archive/version", "3\n")
     return path
@@ -86,10 +100,48 @@ def write(path: Path, program: bytes, storages: Mapping[str, bytes], compression
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], wrapper: str | None = None) -> Path:
     """A state dict, contiguous, each tensor with a storage of its own; `wrapper` is a key to put it under."""
-    records, storages = {}, {}
-    for number, (name, array) in enumerate(tensors.items()):
-        strides = tuple(int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim))
-        stored = storage(str(number), array.size, _STORAGES[array.dtype.name])
-        records[name] = tensor(stored, 0, array.shape, strides)
-        storages[str(number)] = array.tobytes()
+    records = state_dict({name: (array.shape, array.dtype.name) for name, array in tensors.items()})
+    storages = {str(number): array.tobytes() for number, array in enumerate(tensors.values())}
     return write(path, pickled({wrapper: records} if wrapper else records), storages)
+
+
+def state_dict(tensors: Mapping[str, tuple[tuple[int, ...], str]], first: int = 0) -> dict[str, Call]:
+    """Contiguous tensors of these shapes and types, each with a storage of its own, numbered from `first`."""
+    return {
+        name: tensor(
+            storage(str(number), int(np.prod(shape)), _STORAGES[kind]),
+            0,
+            shape,
+            tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))),
+        )
+        for number, (name, (shape, kind)) in enumerate(tensors.items(), first)
+    }
+
+
+def training_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Writes a checkpoint of DINOv2's training with an optimizer; returns the student's backbone."""
+    teacher = published.rebuilt(published.TINY)
+    student = {name: array + 1 for name, array in teacher.items()}
+    parts = {"teacher": (teacher, published.TINY_HEAD), "student": (student, published.TINY_HEAD)}
+    flat = {
+        f"{part}.{name}": array
+        for part, (backbone, head) in parts.items()
+        for name, array in [
+            *((f"backbone.{name}", array) for name, array in backbone.items()),
+            *((f"dino_head.{name}", array) for name, array in published.rebuilt(head).items()),
+        ]
+    } | {"dino_loss.center": np.zeros((1, 128), np.float32)}
+    moments = np.ones(4, np.float32)
+    records = state_dict({name: (array.shape, "float32") for name, array in flat.items()})
+    state = {0: state_dict({"exp_avg": ((4,), "float32")}, first=len(flat))}
+    tree = {"model": records, "optimizer": {"state": state, "param_groups": [{"params": [0]}]}, "iteration": 7}
+    storages = {str(number): array.tobytes() for number, array in enumerate([*flat.values(), moments])}
+    write(path, pickled(tree), storages)
+    return student
+
+
+def linear_head(path: Path, inputs: int) -> np.ndarray:
+    """Writes a linear head as DINOv2 publishes them; returns its weight."""
+    weight = np.random.RandomState(0).standard_normal((1000, inputs)).astype(np.float32)
+    write_tensors(path, {"weight": weight, "bias": np.zeros(1000, np.float32)})
+    return weight

@@ -1,0 +1,302 @@
+"""Which model the tensors are, told from names, shapes and what stands beside them."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dinojax import tree
+from dinojax.errors import RunError, UsageError
+from dinojax.models import Preprocessing, ResNetArguments, ViTArguments, build
+from dinojax.models.features import IMAGENET_MEAN, IMAGENET_STD
+from dinojax.models.store import write_arrays
+from tests import goldens_reader as goldens
+from tests.weights_convert import published
+from weights_convert import readers
+from weights_convert.layouts import Converted, linear_head_fits, recognise
+
+CAFFE_MEAN = tuple(value / 255 for value in (103.939, 116.779, 123.68))
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    return readers.read(goldens.goldens_dir() / "files" / name)
+
+
+def model_of(converted: Converted) -> Any:
+    assert converted.arguments is not None
+    arguments = converted.arguments
+    graph, _ = tree.split(nnx.eval_shape(lambda: build(converted.name, arguments, nnx.Rngs(0))))
+    return tree.merge(graph, {path: jnp.asarray(array) for path, array in converted.params.items()})
+
+
+def images(name: str, shape: tuple[int, ...]) -> jnp.ndarray:
+    """NHWC of an input that is NCHW."""
+    return jnp.asarray(goldens.rebuild(name, shape).transpose(0, 2, 3, 1))
+
+
+def tiny(prefix: str = "") -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": tensor for name, tensor in published.rebuilt(published.TINY).items()}
+
+
+def head(prefix: str) -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": tensor for name, tensor in published.rebuilt(published.TINY_HEAD).items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "layout", "tolerance"),
+    [
+        ("dinov2_tiny_pretrain.pth", "dinov2", 5e-6),
+        ("dinov2_tiny_legacy_format.pth", "dinov2", 5e-6),
+        ("dinov2_tiny.safetensors", "dinov2", 5e-6),
+        ("dinov2_tiny_fp16.pth", "dinov2", 2e-3),
+        ("teacher_checkpoint.pth", "dinov2_teacher", 5e-6),
+        ("teacher_checkpoint_chunked.pth", "dinov2_teacher", 5e-6),
+    ],
+)
+def test_golden_dinov2_files(file: str, layout: str, tolerance: float) -> None:
+    converted = recognise(read(file), heads=2)
+    assert converted.layout == layout
+    features = model_of(converted)(images("input.tiny", (2, 3, 70, 70)))
+    golden = goldens.load("tiny.npz")
+    goldens.assert_close(features.pooled, golden["cls"], tolerance)
+    goldens.assert_close(features.patches.reshape(2, 25, 32), golden["patch"], tolerance)
+
+
+def test_golden_huggingface_folder() -> None:
+    source = readers.read_file(goldens.goldens_dir() / "files" / "hf_dinov2_tiny")
+    converted = recognise(source.tensors, config=source.config)  # which tells the heads
+    assert converted.layout == "hf"
+    assert converted.arguments == ViTArguments(width=32, depth=2, heads=2, image_size=70)
+    features = model_of(converted)(images("input.hf", (2, 3, 70, 70)))
+    golden = goldens.load("tiny_hf.npz")["last_hidden_state"]
+    goldens.assert_close(features.pooled, golden[:, 0], 5e-6)
+    goldens.assert_close(features.patches.reshape(2, 25, 32), golden[:, 1:], 5e-6)
+
+
+def test_golden_timm_file() -> None:
+    converted = recognise(read("timm_reg4_tiny.safetensors"), heads=2)
+    assert (converted.layout, converted.name) == ("timm", "vitt14_reg4")
+    features = model_of(converted)(images("input.timm", (2, 3, 70, 70)))
+    golden = goldens.load("tiny_timm_reg4.npz")["tokens"]
+    goldens.assert_close(features.pooled, golden[:, 0], 5e-6)
+    goldens.assert_close(features.registers, golden[:, 1:5], 5e-6)
+    goldens.assert_close(features.patches.reshape(2, 25, 32), golden[:, 5:], 5e-6)
+
+
+@pytest.mark.parametrize("form", ["weights", "model", "bytes"])
+def test_golden_keras_files(form: str) -> None:
+    converted = recognise(read(f"resnet50_tiny_notop_{form}.h5"))
+    assert (converted.layout, converted.name) == ("keras", "resnet50_keras")
+    assert isinstance(converted.arguments, ResNetArguments)
+    assert converted.arguments.filters == (8, 8, 16, 16)
+    assert converted.arguments.blocks == (3, 4, 6, 3)
+    pooled = model_of(converted)(jnp.asarray(goldens.rebuild("input.resnet50_tiny", (2, 96, 96, 3)))).pooled
+    goldens.assert_close(pooled, goldens.load("resnet50_tiny_keras.npz")["pooled"], 1e-5)
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "radimagenet", "keras"])
+def test_golden_resnet50_of_full_size(layout: str) -> None:
+    tensors = published.rebuilt(published.keras() if layout == "keras" else published.torchvision())
+    if layout == "radimagenet":  # the same numbers under its names
+        tensors = dict(zip(published.radimagenet(), tensors.values(), strict=True))
+    converted = recognise(tensors)
+    assert converted.layout == layout
+    name = "resnet50_keras" if layout == "keras" else "resnet50"
+    x = goldens.rebuild(f"input.{name}.96", (2, 96, 96, 3) if layout == "keras" else (2, 3, 96, 96))
+    pooled = model_of(converted)(jnp.asarray(x if layout == "keras" else x.transpose(0, 2, 3, 1))).pooled
+    file = "resnet50_keras.npz" if layout == "keras" else "resnet50_torchvision.npz"
+    goldens.assert_close(pooled, goldens.load(file)["96.pooled"], 1e-5)
+
+
+def test_preprocessing_belongs_to_the_checkpoint() -> None:
+    small = published.SMALL
+    top = {"predictions/kernel": np.zeros((20, 1000), np.float32), "predictions/bias": np.zeros(1000, np.float32)}
+    keras = published.rebuilt(published.keras(**small))
+    for tensors, expected in [
+        (published.rebuilt(published.backbone(192, 1, 37)), Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)),
+        (published.rebuilt(published.backbone(192, 1, 5)), Preprocessing(70, IMAGENET_MEAN, IMAGENET_STD)),
+        (published.rebuilt(published.torchvision(**small)), Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD)),
+        (published.rebuilt(published.radimagenet(**small)), Preprocessing(224, (0.5,) * 3, (0.5,) * 3)),
+        (keras, Preprocessing(256, CAFFE_MEAN, (1.0,) * 3, order="BGR")),
+        (keras | top, Preprocessing(224, CAFFE_MEAN, (1 / 255,) * 3, order="BGR")),  # Keras' own ImageNet weights
+    ]:
+        assert recognise(tensors).preprocessing == expected
+
+
+def test_sizes_are_read_off() -> None:
+    for width, heads, name in [(384, 6, "vits14"), (768, 12, "vitb14"), (192, 3, "vitt14")]:
+        converted = recognise(published.rebuilt(published.backbone(width, 12, 3)))
+        assert (converted.name, converted.arguments) == (name, ViTArguments(width, 12, heads, image_size=42))
+    gated = recognise(published.rebuilt(published.timm(192, 1, 3, registers=5, gated=512)))
+    assert gated.arguments == ViTArguments(192, 1, 3, image_size=42, registers=5, mlp="swiglu")
+    plain = recognise(published.rebuilt(published.timm(192, 1, 3)))
+    assert (plain.layout, plain.arguments) == ("timm", ViTArguments(192, 1, 3, image_size=42))
+    grey = published.rebuilt(published.torchvision(**published.SMALL) | {"conv1.weight": (6, 1, 7, 7)})
+    told = recognise(grey)
+    assert told.arguments == ResNetArguments((1, 2, 1, 2), (2, 3, 4, 5), 6, channels=1)
+    assert told.preprocessing.mean == (pytest.approx(np.mean(IMAGENET_MEAN)),)
+
+
+def test_dinobloom_is_a_teacher_at_224_pixels() -> None:
+    tensors = published.rebuilt(published.backbone(192, 1, 16))
+    converted = recognise({f"teacher.backbone.{name}": tensor for name, tensor in tensors.items()})
+    assert converted.arguments == ViTArguments(192, 1, 3, image_size=224)
+    assert converted.layout == "dinov2_teacher"
+
+
+def test_a_training_checkpoint_gives_either_model() -> None:
+    student = {name: 2 * tensor for name, tensor in tiny("model.student.backbone.").items()}
+    tensors = {
+        **student,
+        **tiny("model.teacher.backbone."),
+        **head("model.student.dino_head."),
+        **{name: 3 * tensor for name, tensor in head("model.teacher.dino_head.").items()},
+        **head("model.teacher.ibot_head."),
+        "model.dino_loss.center": np.zeros((1, 128), np.float32),
+        "model.ibot_patch_loss.center": np.zeros((1, 1, 128), np.float32),
+        **{f"optimizer.state.{i}.exp_avg": np.zeros(3, np.float32) for i in range(4)},
+    }
+    teacher, taken = recognise(tensors, heads=2), recognise(tensors, heads=2, part="student")
+    assert (teacher.layout, taken.layout) == ("dinov2_training_teacher", "dinov2_training_student")
+    norm = published.rebuilt(published.TINY)["norm.weight"]
+    np.testing.assert_array_equal(teacher.params["norm.scale"], norm)
+    np.testing.assert_array_equal(taken.params["norm.scale"], 2 * norm)
+    assert (list(teacher.heads), list(taken.heads)) == (["dino_head", "ibot_head"], ["dino_head"])
+    weight = published.rebuilt(published.TINY_HEAD)["mlp.4.weight"].T
+    np.testing.assert_array_equal(teacher.heads["dino_head"]["mlp.2.kernel"], 3 * weight)
+    np.testing.assert_array_equal(taken.heads["dino_head"]["mlp.2.kernel"], weight)
+    assert "optimizer.* (4 tensors)" in teacher.ignored
+    assert "model.dino_loss.* (1 tensors)" in teacher.ignored
+    assert f"model.student.* ({len(published.TINY) + len(published.TINY_HEAD)} tensors)" in teacher.ignored
+    with pytest.raises(RunError, match=r"unexpected tensors \(1\): model\.teacher\.centre"):
+        recognise(tensors | {"model.teacher.centre": norm}, heads=2)
+    with pytest.raises(UsageError, match="no student"):
+        recognise(tiny(), heads=2, part="student")
+
+
+@pytest.mark.parametrize(("prefix", "registers"), [("dinov2.", 0), ("dinov2_with_registers.", 4)])
+def test_the_classifier_of_a_huggingface_model_is_left_out(prefix: str, registers: int) -> None:
+    backbone = published.rebuilt(published.hf(192, 1, 3, registers))
+    tensors = {prefix + name: tensor for name, tensor in backbone.items()}
+    classifier = {"classifier.weight": np.zeros((10, 384), np.float32), "classifier.bias": np.zeros(10, np.float32)}
+    converted = recognise(tensors | classifier)
+    assert converted.ignored == ("classifier.weight", "classifier.bias")
+    assert converted.params.keys() == recognise(backbone).params.keys()
+    with pytest.raises(RunError, match=r"unexpected \(1\): pooler\.weight"):
+        recognise(tensors | {"pooler.weight": np.zeros(3, np.float32)})
+
+
+def test_a_huggingface_configuration_tells_and_is_believed() -> None:
+    tensors = published.rebuilt(published.hf(32, 2, 5))
+    # As RAD-DINO's preprocessor_config.json has it.
+    preprocessor = {
+        "crop_size": {"height": 518, "width": 518},
+        "do_center_crop": True,
+        "image_mean": [0.5307] * 3,
+        "image_std": [0.2583] * 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"shortest_edge": 518},
+    }
+    config: dict[str, Any] = {"num_attention_heads": 4, "image_size": [70, 70], "layer_norm_eps": 1e-06}
+    converted = recognise(tensors, config=config | {"preprocessor": preprocessor})
+    assert isinstance(converted.arguments, ViTArguments)
+    assert converted.arguments.heads == 4
+    assert converted.preprocessing == Preprocessing(518, (0.5307,) * 3, (0.2583,) * 3)
+    without = {name: tensor for name, tensor in tensors.items() if name != "embeddings.mask_token"}
+    assert not recognise(without, config=config | {"use_mask_token": False}).params["mask_token"].any()
+    with pytest.raises(RunError, match=r"missing \(1\): embeddings\.mask_token"):
+        recognise(without, config=config)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps 1e-05, expected 1e-06"),
+        ({"image_size": 224}, "image_size 224, expected 70"),
+        ({"use_swiglu_ffn": True}, "use_swiglu_ffn True, expected False"),
+        ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new', expected 'gelu'"),
+        ({"model_type": "vit"}, "model_type 'vit', expected 'dinov2'"),
+        ({"num_attention_heads": "2"}, "num_attention_heads '2'"),
+        ({"preprocessor": {"rescale_factor": 1.0}}, "not scaled by 1/255"),
+        ({"preprocessor": {"image_mean": [0.5]}}, "image_mean is [0.5], expected 3 numbers"),
+        ({"preprocessor": {"image_mean": [0, 0, 10**400]}}, "expected 3 numbers"),
+        ({"preprocessor": {"rescale_factor": 10**400}}, "not scaled by 1/255"),
+        ({"preprocessor": {"image_std": [0.5, 0.5, 0]}}, "is not above 0"),
+        ({"preprocessor": {"crop_size": {"height": "224"}}}, "is not above 0"),
+        ({"pretrained_cfg": {"mean": [0.5]}}, "config.json, pretrained_cfg: mean is [0.5], expected 3 numbers"),
+    ],
+)
+def test_a_huggingface_configuration_of_another_model_is_refused(config: dict[str, Any], said: str) -> None:
+    tensors = published.rebuilt(published.hf(32, 2, 5))
+    with pytest.raises(RunError) as refusal:
+        recognise(tensors, None if "num_attention_heads" in config else 2, config)
+    assert said in str(refusal.value)
+
+
+def test_heads_are_asked_for_by_name() -> None:
+    with pytest.raises(UsageError, match="--heads N"):
+        recognise(tiny())
+    with pytest.raises(UsageError, match="not a multiple of its 3 heads"):
+        recognise(tiny(), heads=3)
+    with pytest.raises(UsageError, match="leave out --heads"):
+        recognise(published.rebuilt(published.hf(32, 2, 5)), 4, {"num_attention_heads": 2})
+    with pytest.raises(UsageError, match="leave out --heads"):
+        recognise(published.rebuilt(published.torchvision(**published.SMALL)), heads=2)
+
+
+def test_a_linear_head_says_what_it_fits() -> None:
+    for inputs, blocks in ((768, 1), (1920, 4)):
+        weight = np.arange(1000 * inputs, dtype=np.float32).reshape(1000, inputs)
+        converted = recognise({"weight": weight, "bias": np.zeros(1000, np.float32)})
+        assert (converted.layout, converted.arguments) == ("dinov2_linear_head", None)
+        np.testing.assert_array_equal(converted.heads["linear_head"]["kernel"], weight.T)
+        assert linear_head_fits(converted, 384) == blocks
+        with pytest.raises(RunError, match=rf"reads {inputs} features.*width, 1024"):
+            linear_head_fits(converted, 1024)
+    with pytest.raises(RunError, match="no linear head"):
+        linear_head_fits(recognise(tiny(), heads=2), 32)
+
+
+def resnet_without(name: str) -> dict[str, np.ndarray]:
+    tensors = published.rebuilt(published.torchvision(**published.SMALL))
+    return {key: tensor for key, tensor in tensors.items() if not key.startswith(name)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, "it holds 1 tensors: conv1.weight"),
+        (resnet_without("layer3"), "missing (20): layer3.0.conv1.weight"),
+        (resnet_without("layer2.1.bn2.bias"), "missing (1): layer2.1.bn2.bias"),
+        (resnet_without("x") | {"layer1.0.conv2.weight": np.zeros((2, 1, 3, 3), np.float32)}, "expected (2, 2, 3, 3)"),
+        (tiny() | {"blocks.0.ls1.gamma": np.zeros((), np.float32)}, "blocks.0.ls1.gamma has (), expected (32)"),
+        (tiny() | {"pos_embed": np.zeros((1, 27, 32), np.float32)}, "pos_embed has 27 positions"),
+        ({"blocks.7.0.ls1.gamma": np.ones(32)} | tiny(), "its chunks hold the same block twice"),
+        (
+            tiny("teacher.backbone.") | {"teacher.backbone.blocks.1.0.ls1.gamma": np.ones(32)},
+            "the backbone: its chunks hold the same block twice",
+        ),
+    ],
+)
+def test_other_tensors_are_refused_with_the_difference(tensors: dict[str, np.ndarray], said: str) -> None:
+    with pytest.raises(RunError) as refusal:
+        recognise(tensors, None if "conv1.weight" in tensors else 2)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_one_array_is_made_at_a_time(tmp_path: Path) -> None:
+    converted = recognise(published.rebuilt(published.backbone(192, 12, 5)))
+    total = 4 * sum(np.prod(shape) for shape in converted.params.shapes.values())
+    tracemalloc.start()
+    try:
+        write_arrays(tmp_path / "x.safetensors", converted.params)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "x.safetensors").stat().st_size > total > 20e6
+    assert peak < total / 10

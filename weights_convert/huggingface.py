@@ -1,0 +1,162 @@
+"""What stands beside the weights in a Hugging Face folder, `config.json` and `preprocessor_config.json`, both ways.
+
+Also the `pretrained_cfg` of timm's `config.json`. What a file says and our model does not do is refused.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dinojax.errors import RunError
+from dinojax.models import Preprocessing, ViTArguments
+
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_MODEL_TYPES = {False: "dinov2", True: "dinov2_with_registers"}
+
+
+def heads_of(config: Mapping[str, Any]) -> int | None:
+    """The number of attention heads, where the configuration gives one.
+
+    Raises:
+      RunError: it gives something else than a number above 0.
+    """
+    heads = config.get("num_attention_heads")
+    if heads is not None and (type(heads) is not int or heads < 1):
+        raise RunError(f"{_CONFIG} says num_attention_heads {heads!r}, expected a number above 0")
+    return heads
+
+
+def check(config: Mapping[str, Any], arguments: ViTArguments) -> None:
+    """Asserts that a model of transformers' `config.json` is what the arguments describe and our model computes.
+
+    Raises:
+      RunError: it is not; the message lists every key that differs.
+    """
+    expected = config_of(arguments)
+    if arguments.mlp == "swiglu":
+        del expected["hidden_act"]  # SwiGLU's is SiLU whatever stands there
+    given = {key: _first_side(value) if key.endswith("_size") else value for key, value in config.items()}
+    checked = expected.keys() - _OF_TRAINING
+    wrong = [key for key in expected if key in checked and key in given and given[key] != expected[key]]
+    if wrong:
+        lines = [f"{key} {given[key]!r}, expected {expected[key]!r}" for key in wrong]
+        raise RunError(f"{_CONFIG} describes another model ({len(wrong)} differences): {'; '.join(lines)}")
+
+
+# Of no account for what a trained model computes, or of the folder alone.
+_OF_TRAINING = {
+    *("architectures", "dtype", "mlp_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("layerscale_value", "initializer_range", "use_mask_token"),
+}
+
+
+def _first_side(value: object) -> object:
+    """`image_size` and `patch_size` may be written as two equal sides."""
+    return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
+
+
+def config_of(arguments: ViTArguments) -> dict[str, Any]:
+    """The `config.json` with which transformers builds the model of the arguments."""
+    registers = arguments.registers > 0
+    return {
+        "model_type": _MODEL_TYPES[registers],
+        "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
+        "hidden_size": arguments.width,
+        "num_hidden_layers": arguments.depth,
+        "num_attention_heads": arguments.heads,
+        "mlp_ratio": 4,
+        "hidden_act": "gelu",
+        "use_swiglu_ffn": arguments.mlp == "swiglu",
+        "image_size": arguments.image_size,
+        "patch_size": arguments.patch_size,
+        "num_channels": arguments.channels,
+        "qkv_bias": True,
+        "layer_norm_eps": 1e-6,
+        "layerscale_value": 1.0,
+        "drop_path_rate": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "dtype": "float32",
+        **({"num_register_tokens": arguments.registers} if registers else {"use_mask_token": True}),
+    }
+
+
+def preprocessing_of(config: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
+    """What the folder says of its model's input, `default` where it says nothing.
+
+    Args:
+      config: `config.json`, with `preprocessor_config.json` under `preprocessor`; or timm's `config.json`.
+      default: of the layout; its number of channels is the model's.
+
+    Raises:
+      RunError: values that are not of the right kind, or images scaled otherwise than to 0..1.
+    """
+    if isinstance(config.get("pretrained_cfg"), dict):
+        told, where, names = config["pretrained_cfg"], f"{_CONFIG}, pretrained_cfg", ("mean", "std")
+        input_size = told.get("input_size")
+        size = input_size[-1] if isinstance(input_size, list) and input_size else default.size
+    elif isinstance(config.get("preprocessor"), dict):
+        told, where, names = config["preprocessor"], _PREPROCESSOR, ("image_mean", "image_std")
+        _check_scale(told)
+        size = _size(told, default.size)
+    else:
+        return default
+    mean, std = (_numbers(told, name, len(default.mean), where) for name in names)
+    if told.get("do_normalize") is False:
+        mean, std = (0.0,) * len(default.mean), (1.0,) * len(default.std)
+    if type(size) is not int or not 0 < size < 1e6 or (std and min(std) <= 0):
+        raise RunError(f"{where}: a size or a standard deviation is not above 0")
+    return dataclasses.replace(default, size=size, mean=mean or default.mean, std=std or default.std)
+
+
+def _check_scale(told: Mapping[str, Any]) -> None:
+    factor = told.get("rescale_factor", 1 / 255)
+    scaled = told.get("do_rescale", True) is True and type(factor) is float
+    if not scaled or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise RunError(f"{_PREPROCESSOR}: images are not scaled by 1/255; the model's input must come from 0..1")
+
+
+def _size(told: Mapping[str, Any], default: object) -> object:
+    """The side that images have in the end: of the crop, else of the resized image."""
+    for key in ("crop_size", "size"):
+        value = told.get(key)
+        if key == "crop_size" and told.get("do_center_crop") is False:
+            continue
+        if isinstance(value, dict):
+            return value.get("height", value.get("shortest_edge", default))
+        if value is not None:
+            return value
+    return default
+
+
+def _numbers(told: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
+    """A list of as many numbers as there are channels; empty where there is none."""
+    values = told.get(key)
+    if values is None:
+        return ()
+    # Bounds that exclude NaN, infinity and integers that are no floating-point numbers.
+    sound = isinstance(values, list) and all(type(v) in (int, float) and -1e6 < v < 1e6 for v in values)
+    if not sound or len(values) != count:
+        raise RunError(f"{where}: {key} is {values!r}, expected {count} numbers")
+    return tuple(map(float, values))
+
+
+def preprocessor_of(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The `preprocessor_config.json` that says what a model expects, as far as transformers can."""
+    side = preprocessing.size
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": len(preprocessing.mean) == 3,
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }

@@ -1,0 +1,154 @@
+"""Writes a model directory in the layout of another library, so that what was trained here can be carried back."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from dinojax import tree
+from dinojax.errors import RunError, UsageError
+from dinojax.models import Arguments, Preprocessing, ResNetArguments, ViTArguments, store
+from dinojax.models.store import LazyArrays
+from weights_convert import huggingface, tables
+from weights_convert.layouts import check_model
+from weights_convert.mapping import Table, to_theirs
+
+Layout = Literal["dinov2", "hf", "timm", "torchvision"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+_METADATA = {"format": "pt"}  # without it, some versions of transformers refuse the file
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A model directory, its arrays mapped."""
+
+    name: str
+    arguments: Arguments
+    preprocessing: Preprocessing
+    params: Mapping[str, np.ndarray]
+    heads: tuple[str, ...]
+    """What the directory holds besides a backbone, which no layout here has a place for."""
+
+
+def write(model_directory: str | Path, to: Layout, destination: str | Path) -> list[str]:
+    """Writes the backbone of a model directory as safetensors of another library, float32, whole or not at all.
+
+    Args:
+      model_directory: as `weights_convert` or a run wrote it.
+      to: `dinov2` (the names of the hub's files), `hf` (transformers), `timm` or `torchvision`.
+      destination: a folder for `hf`, else a file that ends in .safetensors; it must not exist.
+
+    Returns:
+      What the layout cannot hold, a line each.
+
+    Raises:
+      UsageError: the destination is taken or has another ending, or the layout has no such model.
+      RunError: the model cannot be read, or the destination cannot be written.
+    """
+    directory, destination = Path(model_directory), Path(destination)
+    if destination.exists() or destination.is_symlink():
+        raise UsageError(f"{destination} exists already; choose another name or remove it")
+    if to != "hf" and destination.suffix != ".safetensors":
+        raise UsageError(f"{destination}: what is written is a safetensors file; let its name end in .safetensors")
+    stored = _read(directory)
+    table = _table(to, stored)
+    try:
+        tensors = _tensors(stored, table)
+        if to == "hf" and isinstance(stored.arguments, ViTArguments):
+            _write_folder(destination, tensors, stored.arguments, stored.preprocessing)
+        else:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            store.write_arrays(destination, tensors, _METADATA)
+    except OSError as error:
+        raise RunError(f"{destination} cannot be written: {error.strerror or error}") from None
+    return [*_lost(to, stored, table), *_lost_preprocessing(to, stored.preprocessing)]
+
+
+def _read(directory: Path) -> _Stored:
+    description, name, arguments, preprocessing = store.described(directory)
+    params = store.read_params(directory)
+    heads = sorted(path.stem for path in directory.glob("*.safetensors") if path.stem != "params")
+    if "classifier" in description:
+        params = tree.subtree("backbone", params)
+        heads.append("the classifier")
+    shapes = {path: array.shape for path, array in params.items()}
+    check_model(name, arguments, shapes, str(directory / "params.safetensors"))
+    return _Stored(name, arguments, preprocessing, params, tuple(heads))
+
+
+def _table(to: Layout, stored: _Stored) -> Table:
+    """The table of the layout for this model; refuses what the other library has no model for."""
+    arguments = stored.arguments
+    if isinstance(arguments, ResNetArguments):
+        if arguments.conv_bias or arguments.stride_first or arguments.bn_eps != 1e-5:
+            raise UsageError(
+                f"{stored.name} has the biases, strides and epsilon of Keras, which torchvision and timm do not; "
+                "no layout here holds it"
+            )
+        if to not in ("torchvision", "timm"):
+            raise UsageError(f"the layout {to} has no ResNet; take --to torchvision or --to timm")
+        return tables.torchvision_table(arguments.blocks)
+    registers, swiglu = arguments.registers > 0, arguments.mlp == "swiglu"
+    if to == "dinov2":
+        return tables.dinov2_table(registers, swiglu)
+    if to == "hf":
+        return tables.hf_table(registers, swiglu)
+    if to == "timm":
+        return tables.timm_table(registers, swiglu)
+    raise UsageError(f"torchvision has no {stored.name}; take --to dinov2, --to hf or --to timm")
+
+
+def _tensors(stored: _Stored, table: Table) -> LazyArrays:
+    params = dict(stored.params)
+    shapes = {path: array.shape for path, array in params.items()}
+    if _adds_class_position(table):
+        # timm gives the class token no position where there are registers, so the token holds it.
+        params["cls_token"] = params["cls_token"].astype(np.float32) + params["pos_embed"][:, :1].astype(np.float32)
+    return to_theirs(params, shapes, table)
+
+
+def _adds_class_position(table: Table) -> bool:
+    return any(row.kind == "grid" for row in table.rows)
+
+
+def _lost(to: Layout, stored: _Stored, table: Table) -> list[str]:
+    lines = [f"{path}: {to} has no place for it" for path in table.lost]
+    if _adds_class_position(table):
+        lines.append("pos_embed[0], the position of the class token: added to cls_token, as timm does")
+    if isinstance(stored.arguments, ResNetArguments):
+        lines.append("fc, a classifier: there is none; load the file into a model whose fc is torch.nn.Identity()")
+        lines.append("num_batches_tracked: not kept here; written as zeros")
+    return [*lines, *(f"{head}: the file holds the backbone alone" for head in stored.heads)]
+
+
+def _lost_preprocessing(to: Layout, preprocessing: Preprocessing) -> list[str]:
+    """What differs from DINOv2's preprocessing, which readers of these files take for granted."""
+    usual = Preprocessing()
+    kept = ("size", "mean", "std") if to == "hf" else ("size",)
+    return [
+        f"preprocessing: {field.name} {getattr(preprocessing, field.name)} is not kept"
+        for field in dataclasses.fields(Preprocessing)
+        if field.name not in kept and getattr(preprocessing, field.name) != getattr(usual, field.name)
+    ]
+
+
+def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:
+    """A folder that transformers' `from_pretrained` reads."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        store.write_arrays(partial / "model.safetensors", tensors, _METADATA)
+        for name, contents in (
+            ("config.json", huggingface.config_of(arguments)),
+            ("preprocessor_config.json", huggingface.preprocessor_of(preprocessing)),
+        ):
+            (partial / name).write_text(json.dumps(contents, indent=2) + "\n")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
