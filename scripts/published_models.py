@@ -1,7 +1,8 @@
-"""DINOv2's vision transformer and projection head in PyTorch, for the benchmarks to compare with.
+"""DINOv2's vision transformer and projection head, and ResNet50, in PyTorch, for the benchmarks to compare with.
 
-Both are those of Oquab et al. 2023 (arXiv 2304.07193) and have the names of the published state dict. Attention is
-PyTorch's fused one; drop path above 0.1 runs a branch on a subset of the batch.
+The first two are those of Oquab et al. 2023 (arXiv 2304.07193) and have the names of the published state dict;
+attention is PyTorch's fused one, and drop path above 0.1 runs a branch on a subset of the batch. ResNet50 is
+torchvision's V1.5.
 """
 
 import itertools
@@ -18,8 +19,8 @@ try:
 except ImportError:
     sys.exit("this benchmark compares with PyTorch, which is not installed: pip install -e '.[bench]'")
 
-from dinojax.models.vit import ViTArguments
-from weights_convert import tables
+from dinojax.models import ResNetArguments, ViTArguments
+from weights_convert import mapping, tables
 
 
 class Attention(nn.Module):
@@ -144,6 +145,55 @@ class Head(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last_layer(F.normalize(self.mlp(x), dim=-1, eps=1e-12))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, filters: int, stride: int, first: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, filters, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(filters)
+        self.conv2 = nn.Conv2d(filters, filters, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.conv3 = nn.Conv2d(filters, 4 * filters, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * filters)
+        if first:
+            shortcut = nn.Conv2d(inputs, 4 * filters, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(4 * filters))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        added = self.downsample(x) if hasattr(self, "downsample") else x
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)) + added, inplace=True)
+
+
+class ResNet50(nn.Module):
+    """[B, C, H, W] to the last feature map [B, D, h, w], with the names of torchvision."""
+
+    def __init__(self, arguments: ResNetArguments) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(arguments.channels, arguments.stem, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(arguments.stem)
+        inputs = arguments.stem
+        for stage, (blocks, filters) in enumerate(zip(arguments.blocks, arguments.filters, strict=True), start=1):
+            made = []
+            for k in range(blocks):
+                made.append(Bottleneck(inputs, filters, 2 if k == 0 and stage > 1 else 1, k == 0))
+                inputs = 4 * filters
+            setattr(self, f"layer{stage}", nn.Sequential(*made))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def load_resnet(arguments: ResNetArguments, params: Mapping[str, np.ndarray]) -> ResNet50:
+    """ResNet50 with dinojax's parameters (of `dinojax.tree.split`)."""
+    shapes = {path: value.shape for path, value in params.items()}
+    tensors = mapping.to_theirs(params, shapes, tables.torchvision_table(arguments.blocks))
+    model = ResNet50(arguments)
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
+    return model
 
 
 def state_dict(params: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,324 @@
+"""Numbers to look at a model by: its parameters, attention, patch norms, and what its features find alike.
+
+Images are uint8 [N, H, W, C], C 1 or 3, of a size that the model takes (for a vision transformer, multiples of its
+patches); the model's own preprocessing is applied. `inspect_plots` draws what comes out of here.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+import scipy.linalg
+from einops import rearrange
+from flax import nnx
+from PIL import Image
+
+from dinojax import tree
+from dinojax.data.sources import ImageSource, Records
+from dinojax.models import Model, VisionTransformer, preprocess
+
+PUBLISHED_CUTOFF = 150.0
+"""Norm above which a patch of DINOv2 ViT-g/14 is an outlier (Darcet et al. 2023, arXiv 2309.16588, section 2.1)."""
+
+# Parts in the order of the table; whatever no row matches is a part by its first name.
+_PARTS = (
+    (r"patch_embed\..*", "patch embedding"),
+    (r"pos_embed", "positional embeddings"),
+    (r"(cls_token|register_tokens|mask_token)", "tokens"),
+    (r"(conv1|bn1)\..*", "stem"),
+    (r"blocks\.(\d+)\..*", r"block \1"),
+    (r"layers\.(\d+)\..*", r"stage \1"),
+    (r"norm\..*", "final norm"),
+)
+
+
+def read_images(records: Records, places: np.ndarray, model: Model, size: int | None = None) -> np.ndarray:
+    """Decodes images and makes squares of them, bicubically, whatever their shape: uint8 [N, size, size, C].
+
+    Args:
+      records: the data set.
+      places: which of its images.
+      model: its channels are kept.
+      size: side in pixels; the one that the model's weights were used at, if None.
+
+    Raises:
+      BadFile: an image cannot be read.
+    """
+    side = model.preprocessing.size if size is None else size
+    source = ImageSource(records, places, channels=1 if model.channels == 1 else 3)
+    squares = []
+    for place in range(len(places)):
+        image = source[place]["image"]
+        pixels = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        squares.append(np.asarray(pixels.resize((side, side), Image.Resampling.BICUBIC)))
+    return np.stack(squares).reshape(len(places), side, side, -1)
+
+
+def parameters_by_part(model: Model) -> pd.DataFrame:
+    """What a model consists of, a row a part: embeddings, tokens, each block or stage, the final norm.
+
+    Returns:
+      Indexed by part: `parameters` (numbers that training changes), `statistics` (running means and variances),
+      `bytes` of both, `norm` (L2, of the parameters) and `rms` = norm / √parameters, which compares parts of different
+      size. Training that went wrong shows as one part far off the others.
+    """
+    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    parts: dict[str, dict[str, float]] = {}
+    for path, array in tree.split(model)[1].items():
+        part = _part(path)
+        row = parts.setdefault(part, {"parameters": 0, "statistics": 0, "bytes": 0, "squares": 0.0})
+        row["bytes"] += array.nbytes
+        if path in trained:
+            row["parameters"] += array.size
+            row["squares"] += float(np.square(np.asarray(array, np.float32), dtype=np.float64).sum())
+        else:
+            row["statistics"] += array.size
+    names = sorted(parts, key=_order)
+    table = pd.DataFrame([parts[name] for name in names], index=pd.Index(names, name="part"))
+    table["norm"] = np.sqrt(table.pop("squares"))
+    table["rms"] = table["norm"] / np.sqrt(np.maximum(table["parameters"], 1))
+    return table.astype({"parameters": np.int64, "statistics": np.int64, "bytes": np.int64})
+
+
+def _part(path: str) -> str:
+    for pattern, part in _PARTS:
+        if match := re.fullmatch(pattern, path):
+            return match.expand(part)
+    return path.split(".")[0]
+
+
+def _order(part: str) -> tuple[int, int]:
+    kinds = [name.split(" \\")[0] for _, name in _PARTS]
+    kind, number = re.sub(r" \d+$", "", part), re.search(r"\d+$", part)
+    return kinds.index(kind) if kind in kinds else len(kinds), int(number[0]) if number else 0
+
+
+def pooled_features(model: Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """float32 [N, D]: the class token; of a ResNet, the global average."""
+    return _run(model, images, lambda model, x: model(x).pooled, batch_size)
+
+
+def patch_features(model: Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """float32 [N, h, w, D]: the patch tokens after the final norm; of a ResNet, the last feature map."""
+    return _run(model, images, lambda model, x: model(x).patches, batch_size)
+
+
+def _run(model: Model, images: np.ndarray, function: Callable[..., jax.Array], batch_size: int) -> np.ndarray:
+    """`function(model, x)` of all images, a batch of one shape at a time."""
+    graph, params = tree.split(model)
+
+    def of_batch(params: tree.Params, images: jax.Array) -> jax.Array:
+        model = tree.merge(graph, params)
+        return function(model, preprocess(images, model)).astype(np.float32)
+
+    run = jax.jit(of_batch)
+    size = min(batch_size, len(images))
+    pieces = []
+    for first in range(0, len(images), size):
+        batch = images[first : first + size]
+        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
+        pieces.append(np.asarray(run(params, filled))[: len(batch)])
+    return np.concatenate(pieces)
+
+
+class ClassAttention(NamedTuple):
+    """What the class token takes from each token, a head; over all tokens the weights of a head sum to 1."""
+
+    patches: np.ndarray
+    """float32 [N, heads, h, w]."""
+    registers: np.ndarray
+    """float32 [N, heads, R]; R may be 0."""
+    itself: np.ndarray
+    """float32 [N, heads]."""
+
+
+def class_attention(model: Model, images: np.ndarray, block: int = -1, batch_size: int = 4) -> ClassAttention:
+    """Attention of the class token in one block, the last unless told otherwise.
+
+    Raises:
+      ValueError: not a vision transformer, or it has no such block.
+    """
+    transformer = _transformer(model, "attention maps")
+    weights = _run(model, images, lambda model, x: model.attention(x, block)[:, :, 0], batch_size)
+    first = 1 + transformer.arguments.registers
+    rows = images.shape[1] // transformer.arguments.patch_size
+    patches = rearrange(weights[:, :, first:], "n a (h w) -> n a h w", h=rows)
+    return ClassAttention(patches, weights[:, :, 1:first], weights[:, :, 0])
+
+
+class TokenNorms(NamedTuple):
+    """Norms of tokens as the last block leaves them, before the final norm, and which patches stand out."""
+
+    patches: np.ndarray
+    """float32 [N, h, w]: L2 norm of each patch token."""
+    registers: np.ndarray
+    """float32 [N, R]."""
+    cutoff: float
+    outliers: np.ndarray
+    """bool [N, h, w]: patches above the cut-off."""
+
+
+def token_norms(model: Model, images: np.ndarray, cutoff: float | None = None, batch_size: int = 8) -> TokenNorms:
+    """Looks for outlier tokens: background patches in which a large transformer keeps notes of its own.
+
+    Darcet et al. 2023 (arXiv 2309.16588, section 2.1, figure 3) find them in 2 % of the patches of DINOv2 ViT-g, with
+    norms some ten times those of the others. They spoil attention maps and dense features; registers take their place.
+
+    Args:
+      model: a vision transformer.
+      images: see above; some dozens give a smooth histogram.
+      cutoff: norm above which a patch is an outlier, such as `PUBLISHED_CUTOFF`; without it `robust_cutoff`.
+      batch_size: images to run at a time.
+
+    Raises:
+      ValueError: not a vision transformer.
+    """
+    transformer = _transformer(model, "outlier tokens")
+    depth, first = len(transformer.blocks), 1 + transformer.arguments.registers
+
+    def norms_of(model: VisionTransformer, x: jax.Array) -> jax.Array:
+        return jax.numpy.linalg.norm(model.stream(x, depth)[:, 1:].astype(np.float32), axis=-1)
+
+    norms = _run(model, images, norms_of, batch_size)
+    rows = images.shape[1] // transformer.arguments.patch_size
+    patches = rearrange(norms[:, first - 1 :], "n (h w) -> n h w", h=rows)
+    cutoff = robust_cutoff(patches) if cutoff is None else cutoff
+    return TokenNorms(patches, norms[:, : first - 1], cutoff, patches > cutoff)
+
+
+def robust_cutoff(norms: np.ndarray) -> float:
+    """A cut-off for any size of model: six robust standard deviations above the median, and at least twice the median.
+
+    The standard deviation is 1.4826 × the median absolute deviation, which a few outliers do not move. Where most
+    patches are the same black background it is close to zero; twice the median then keeps tissue from standing out.
+    """
+    median = float(np.median(norms))
+    return max(median + 6 * 1.4826 * float(np.median(np.abs(norms - median))), 2 * median)
+
+
+def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFrame:
+    """Where the class token's attention goes, mean over the images: a row a head, whose columns sum to 1.
+
+    Args:
+      attention: of the same images.
+      outliers: bool [N, h, w], as in `TokenNorms`.
+    """
+    on_outliers = (attention.patches * outliers[:, None]).sum((2, 3))
+    columns = {
+        "class token": attention.itself,
+        "registers": attention.registers.sum(-1),
+        "outlier patches": on_outliers,
+        "other patches": attention.patches.sum((2, 3)) - on_outliers,
+    }
+    table = pd.DataFrame({name: values.mean(0) for name, values in columns.items()})
+    return table.rename_axis("head")
+
+
+def _transformer(model: Model, what: str) -> VisionTransformer:
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"a {type(model).__name__} has no {what}: only a vision transformer has tokens that attend")
+    return model
+
+
+class Components(NamedTuple):
+    """Principal components of patch features."""
+
+    scores: np.ndarray
+    """float32 [N, h, w, K]: coordinates of each patch."""
+    directions: np.ndarray
+    """float32 [K, D], of length 1."""
+    variance: np.ndarray
+    """float32 [K]: share of the total variance, 0..1."""
+
+
+def principal_components(patches: np.ndarray, components: int = 3) -> Components:
+    """PCA of the patches of all images together, so that a colour means the same in each of them.
+
+    A component's sign is arbitrary; here its largest loading by size is positive, so that maps of the same features
+    never flip, whatever the order of the images.
+
+    Args:
+      patches: [N, h, w, D].
+      components: K, at most D.
+    """
+    width = patches.shape[-1]
+    flat = patches.reshape(-1, width).astype(np.float64)
+    centred = flat - flat.mean(0)
+    covariance = centred.T @ centred
+    variances, columns = scipy.linalg.eigh(covariance, subset_by_index=(width - components, width - 1))
+    directions = columns[:, ::-1].T
+    largest = np.abs(directions).argmax(1)
+    directions = directions * np.sign(directions[np.arange(components), largest])[:, None]
+    scores = (centred @ directions.T).reshape(*patches.shape[:3], components)
+    share = variances[::-1] / max(float(np.trace(covariance)), np.finfo(np.float64).tiny)
+    return Components(scores.astype(np.float32), directions.astype(np.float32), share.astype(np.float32))
+
+
+def colour_range(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest score [K] that is drawn: the 1st and 99th percentile over all images together."""
+    low, high = np.percentile(scores.reshape(-1, scores.shape[-1]), (1, 99), axis=0)
+    return low, np.maximum(high, low + np.finfo(np.float32).eps)
+
+
+def as_colours(scores: np.ndarray) -> np.ndarray:
+    """[N, h, w, 3] scores as red, green and blue in 0..1, with one scale for all images."""
+    low, high = colour_range(scores)
+    return np.clip((scores - low) / (high - low), 0, 1)
+
+
+class Neighbours(NamedTuple):
+    """The most similar images to each of Q queries, most similar first."""
+
+    places: np.ndarray
+    """int [Q, k]: in the set searched."""
+    similarities: np.ndarray
+    """float32 [Q, k]: cosine, -1..1."""
+
+
+def nearest(queries: np.ndarray, searched: np.ndarray, k: int = 5, excluded: np.ndarray | None = None) -> Neighbours:
+    """Nearest neighbours by cosine similarity.
+
+    Args:
+      queries: [Q, D] pooled features.
+      searched: [N, D].
+      k: how many.
+      excluded: bool [Q, N]: what may not be found, such as the query itself and its patient's other images.
+
+    Raises:
+      ValueError: a query has fewer than k images left.
+    """
+    similarities = _unit(queries) @ _unit(searched).T
+    if excluded is not None:
+        similarities = np.where(excluded, -np.inf, similarities)
+    places = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(similarities, places, axis=1)
+    if found.shape[1] < k or np.isneginf(found).any():
+        raise ValueError(f"there are fewer than {k} images to find; search more of them, or ask for a smaller k")
+    return Neighbours(places, found.astype(np.float32))
+
+
+def similarity_map(patches: np.ndarray, row: int, column: int) -> np.ndarray:
+    """Cosine similarity [h, w] of every patch of an image, [h, w, D], to the one at (row, column); 1 there."""
+    units = _unit(patches)
+    return (units @ units[row, column]).astype(np.float32)
+
+
+def position_similarity(model: Model) -> np.ndarray:
+    """Cosine similarity of the patches' positional embeddings: float32 [M, M, M, M], rows and columns of both.
+
+    Raises:
+      ValueError: not a vision transformer.
+    """
+    table = np.asarray(_transformer(model, "positional embeddings").pos_embed[...], np.float32)[0, 1:]
+    side = round(len(table) ** 0.5)
+    units = _unit(table)
+    return (units @ units.T).astype(np.float32).reshape(side, side, side, side)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Of length 1 along the last axis, in float64; zeros stay zeros."""
+    x = x.astype(np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
