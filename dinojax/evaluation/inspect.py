@@ -46,8 +46,11 @@ def read_images(records: Records, places: np.ndarray, model: Model, size: int | 
 
     Raises:
       BadFile: an image cannot be read.
+      ValueError: a vision transformer's patches do not fill this size.
     """
     side = model.preprocessing.size if size is None else size
+    if isinstance(model, VisionTransformer) and (side < 1 or side % model.arguments.patch_size):
+        raise ValueError(f"the size is {side}; take a multiple of the patches' {model.arguments.patch_size} pixels")
     source = ImageSource(records, places, channels=1 if model.channels == 1 else 3)
     squares = []
     for place in range(len(places)):
@@ -209,7 +212,7 @@ def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFr
     on_outliers = (attention.patches * outliers[:, None]).sum((2, 3))
     columns = {
         "class token": attention.itself,
-        "registers": attention.registers.sum(-1),
+        **({"registers": attention.registers.sum(-1)} if attention.registers.size else {}),
         "outlier patches": on_outliers,
         "other patches": attention.patches.sum((2, 3)) - on_outliers,
     }

@@ -1,8 +1,9 @@
 """Figures of what `inspect` computes. Each function returns a figure of its own, to show or to save.
 
-Images are those that the numbers came from, uint8 [N, H, W, C]; maps lie over them patch by patch, without smoothing.
+Images are those that the numbers came from, uint8 [N, H, W, C]; maps stand beside them, without smoothing.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib
@@ -11,9 +12,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dinojax.evaluation import inspect
 from dinojax.evaluation.plots import COLOURS, GREY
@@ -33,15 +34,22 @@ def plot_parameters(table: pd.DataFrame, title: str) -> Figure:
     counts, sizes = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(table))
     bars = counts.barh(places, table["parameters"], color=_BLUE)
-    counts.bar_label(bars, fmt=EngFormatter(places=0, sep=""), fontsize=7, padding=2)
-    counts.margins(x=0.15)
+    counts.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=2)
+    counts.margins(x=0.25)
     counts.set_yticks(places, table.index.tolist(), fontsize=8)
     counts.invert_yaxis()
     counts.xaxis.set_major_formatter(EngFormatter(sep=""))
     counts.set_xlabel("parameters")
     # A bar on a logarithmic scale would have no foot; parts of zeros alone are left out.
-    sizes.plot(table["rms"].where(table["rms"] > 0), places, "o", color=_ORANGE)
+    rms = table["rms"].where(table["rms"] > 0).to_numpy(float)
+    sizes.plot(rms, places, "o", color=_ORANGE)
     sizes.set(xscale="log", xlabel="root mean square of the parameters (logarithmic)")
+    low, high = np.nanmin(rms), np.nanmax(rms)
+    if high < 100 * low:  # too narrow for powers of ten alone
+        sizes.set_xlim(low / 3, high * 3)
+        sizes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        sizes.xaxis.set_minor_locator(NullLocator())
+        sizes.xaxis.set_major_formatter("{x:g}")
     for axis in (counts, sizes):
         axis.grid(axis="x", alpha=0.25)
         axis.set_axisbelow(True)
@@ -72,12 +80,13 @@ def plot_attention(images: np.ndarray, attention: inspect.ClassAttention, title:
         for axis in lines:
             axis.set_axis_off()
         for axis, name, values in zip(lines, names, [None, maps.mean(0), *maps], strict=False):
-            _image(axis, image)
             axis.set_title(name, fontsize=8)
-            if values is not None:  # the clearer the more attention
-                opacity = np.clip(0.25 + 0.6 * np.asarray(scale(values)), 0, 1)
-                _map(axis, image, values, "inferno", scale, opacity)
-    _colour_bar(figure, axes, "inferno", scale, "attention weight × number of patches\n(1: as much as every other)")
+            if values is None:
+                _image(axis, image)
+            else:
+                _map(axis, image, values, "inferno", scale)
+    label = "attention weight × number of patches\n(1: as much as every other)"
+    _colour_bar(figure, axes, "inferno", scale, label, extend="max")
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -92,12 +101,14 @@ def plot_attention_mass(table: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(7.5, 0.27 * len(table) + 1.6), dpi=_DPI, layout="constrained")
     axis = figure.subplots()
     left = np.zeros(len(table))
-    for name, colour in zip(table.columns, (GREY, COLOURS[2], _ORANGE, _BLUE), strict=True):
-        axis.barh(np.arange(len(table)), table[name], left=left, color=colour, label=f"{name} {table[name].mean():.1%}")
+    colours = {"class token": GREY, "registers": COLOURS[2], "outlier patches": _ORANGE, "other patches": _BLUE}
+    for name in table.columns:
+        label = f"{name} {table[name].mean():.1%}"
+        axis.barh(np.arange(len(table)), table[name], left=left, color=colours[name], label=label)
         left += table[name].to_numpy()
     axis.set_yticks(np.arange(len(table)), [f"head {head}" for head in table.index], fontsize=8)
     axis.invert_yaxis()
-    axis.set(xlim=(0, 1), xlabel="share of the class token's attention")
+    axis.set(xlim=(0, 1), xlabel="share of the class token's attention (below: mean over the heads)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     axis.set_title(title, fontsize=11)
     return figure
@@ -121,15 +132,15 @@ def plot_norms(images: np.ndarray, norms: inspect.TokenNorms, title: str, shown:
     axis.hist(values, edges, color=_BLUE, label=f"{len(values):,} patches")
     if len(registers):
         axis.hist(registers, edges, color=COLOURS[2], alpha=0.8, label=f"{len(registers):,} registers")
-    share = norms.outliers.mean()
-    axis.axvline(norms.cutoff, color=_ORANGE, label=f"cut-off {norms.cutoff:.3g}: {share:.2%} of the patches above it")
-    published = inspect.PUBLISHED_CUTOFF
-    name = f"published for ViT-g, {published:g}"
-    if published < 1.5 * max(values.max(), norms.cutoff):
-        share = (values > published).mean()
-        axis.axvline(published, color=GREY, linestyle="--", label=f"{name}: {share:.2%} above it")
-    else:
-        axis.plot([], [], color=GREY, linestyle="--", label=f"{name}: far to the right")
+    for name, cutoff, style in (
+        (f"cut-off {norms.cutoff:.3g}", norms.cutoff, {"color": _ORANGE}),
+        (f"published for ViT-g, {inspect.PUBLISHED_CUTOFF:g}", inspect.PUBLISHED_CUTOFF, {"color": GREY, "ls": "--"}),
+    ):
+        label = f"{name}: {(values > cutoff).mean():.2%} of the patches above it"
+        if cutoff < 1.5 * values.max():
+            axis.axvline(cutoff, label=label, **style)
+        else:
+            axis.plot([], [], label=f"{label}, off to the right", **style)
     axis.set(yscale="log", ylim=(0.7, None), xlabel="L2 norm after the last block", ylabel="tokens (logarithmic)")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.25)
@@ -198,6 +209,8 @@ def plot_neighbours(
     rows, found = neighbours.places.shape
     figure = Figure(figsize=(1.6 * (found + 1), 1.95 * rows + 0.6), dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows, found + 1, squeeze=False)
+    # Enough digits to tell the lowest from 1.
+    digits = int(np.clip(2 - np.log10(max(1 - neighbours.similarities.min(), 1e-6)), 3, 7))
     for row, (image, label) in enumerate(zip(*queries, strict=True)):
         _image(axes[row, 0], image)
         axes[row, 0].set_title(f"query\n{label}", fontsize=8)
@@ -205,11 +218,11 @@ def plot_neighbours(
             place, axis = neighbours.places[row, column], axes[row, column + 1]
             other = searched[1][place]
             _image(axis, searched[0][place])
-            axis.set_title(f"{neighbours.similarities[row, column]:.3f}\n{other}", fontsize=8)
+            axis.set_title(f"image {place}: {neighbours.similarities[row, column]:.{digits}f}\n{other}", fontsize=8)
             if label and other:
                 _frame(axis, _BLUE if label == other else _ORANGE)
     figure.suptitle(title, fontsize=11)
-    note = "number: cosine similarity"
+    note = "cosine similarity"
     if any(queries[1]):
         note += "; frame: blue where the label is the query's, orange where it is not"
     figure.supxlabel(note, fontsize=8)
@@ -237,8 +250,8 @@ def plot_similarity(
         _map(axes[1, column], image, map_, "viridis", scale)
         for axis in axes[:, column]:
             _outline(axis, image, chosen)
-        axes[0, column].set_title(f"row {row}, column {place}", fontsize=8)
-    _colour_bar(figure, axes, "viridis", scale, "cosine similarity")
+        axes[0, column].set_title(f"patch at row {row},\ncolumn {place}", fontsize=8)
+    _colour_bar(figure, axes, "viridis", scale, "cosine similarity to the patch outlined", extend="min")
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -259,13 +272,16 @@ def plot_positions(similarity: np.ndarray, title: str, places: int = 4) -> Figur
     others = maps[maps < 1 - 1e-5]
     limit = max(float(np.percentile(np.abs(others), 99.5)) if others.size else 1.0, 1e-3)
     scale = Normalize(-limit, limit)
-    for axis, map_ in zip(axes.flat, maps.reshape(-1, side, side), strict=True):
-        axis.imshow(map_, cmap="RdBu_r", norm=scale, interpolation="nearest")
+    for axis, map_, (row, column) in zip(
+        axes.flat, maps.reshape(-1, side, side), itertools.product(chosen, chosen), strict=True
+    ):
+        axis.imshow(map_, cmap="RdBu_r", norm=scale, interpolation="nearest", extent=(0, side, side, 0))
+        axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black"))
         axis.set(xticks=[], yticks=[])
     for place, number in enumerate(chosen):
         axes[0, place].set_title(f"column {number}", fontsize=8)
         axes[place, 0].set_ylabel(f"row {number}", fontsize=8)
-    _colour_bar(figure, axes, "RdBu_r", scale, "cosine similarity")
+    _colour_bar(figure, axes, "RdBu_r", scale, "cosine similarity to the position outlined", extend="both")
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -276,18 +292,11 @@ def _image(axis: Axes, image: np.ndarray) -> None:
     axis.set_axis_off()
 
 
-def _map(
-    axis: Axes,
-    image: np.ndarray,
-    values: np.ndarray,
-    colour_map: str,
-    scale: Normalize,
-    opacity: np.ndarray | float = 1.0,
-) -> None:
+def _map(axis: Axes, image: np.ndarray, values: np.ndarray, colour_map: str, scale: Normalize) -> None:
     """A map [h, w] where its image would be."""
     height, width = image.shape[:2]
     place = (0, width, height, 0)
-    axis.imshow(values, cmap=colour_map, norm=scale, alpha=opacity, extent=place, interpolation="nearest")
+    axis.imshow(values, cmap=colour_map, norm=scale, extent=place, interpolation="nearest")
     axis.set_axis_off()
 
 
@@ -303,8 +312,11 @@ def _frame(axis: Axes, colour: str) -> None:
     axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4))
 
 
-def _colour_bar(figure, axes: np.ndarray, colour_map: str, scale: Normalize, label: str) -> None:
+def _colour_bar(
+    figure: Figure | SubFigure, axes: np.ndarray, colour_map: str, scale: Normalize, label: str, extend: str = "neither"
+) -> None:
+    """One for all axes; `extend` has an arrow where values go on beyond the scale."""
     mappable = ScalarMappable(scale, matplotlib.colormaps[colour_map])
-    bar = figure.colorbar(mappable, ax=axes, fraction=0.03, pad=0.02)
+    bar = figure.colorbar(mappable, ax=axes, fraction=0.03, pad=0.02, extend=extend)
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)

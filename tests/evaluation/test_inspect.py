@@ -89,6 +89,8 @@ def test_attention_mass_by_kind_of_token() -> None:
     table = inspect.attention_mass(attention, outliers)
     assert list(table.columns) == ["class token", "registers", "outlier patches", "other patches"]
     np.testing.assert_allclose(table.loc[0], [0.2, 0.2, (0.2 + 0.4) / 2, (0.4 + 0.2) / 2], atol=1e-6)
+    without = inspect.attention_mass(attention._replace(registers=np.zeros((2, 1, 0), np.float32)), outliers)
+    assert list(without.columns) == ["class token", "outlier patches", "other patches"]
 
 
 def test_token_norms_are_those_before_the_final_norm() -> None:
@@ -222,6 +224,8 @@ def test_images_become_squares_of_the_models_size_and_channels(tmp_path: Path, c
     assert (images[0] == 200).all()
     assert (images[1] == 40).all()
     assert inspect.read_images(records, np.array([0]), model).shape[1] == model.preprocessing.size
+    with pytest.raises(ValueError, match="100; take a multiple of the patches' 14 pixels"):
+        inspect.read_images(records, np.array([0]), model, 100)
 
 
 def test_figures_show_the_numbers() -> None:
@@ -229,9 +233,9 @@ def test_figures_show_the_numbers() -> None:
     model, images = vit(), IMAGES
     attention = inspect.class_attention(model, images)
     figure = inspect_plots.plot_attention(images, attention, "attention", columns=3)
-    panels = [axis for axis in figure.axes if len(axis.images) == 2]
+    panels = [axis for axis in figure.axes if axis.images and axis.get_title() != "image"]
     assert [axis.get_title() for axis in panels[:3]] == ["mean of heads", "head 0", "head 1"]
-    drawn = np.asarray(panels[1].images[1].get_array())
+    drawn = np.asarray(panels[1].images[0].get_array())
     np.testing.assert_allclose(drawn, attention.patches[0, 0] * 6, rtol=1e-6)
     assert "number of patches" in figure.axes[-1].get_ylabel()
 
@@ -250,5 +254,5 @@ def test_frames_of_neighbours_tell_whether_labels_agree() -> None:
     figure = inspect_plots.plot_neighbours((IMAGES[:1], ["a"]), (IMAGES, ["a", "a", "b", "", ""]), found, "neighbours")
     query, same, other = figure.axes
     assert not query.patches
-    assert same.get_title() == "0.900\na"
+    assert same.get_title() == "image 1: 0.900\na"
     assert same.patches[0].get_edgecolor() != other.patches[0].get_edgecolor()
