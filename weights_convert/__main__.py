@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -36,9 +37,10 @@ def convert_file(
       UsageError: the directory is taken or wrong, or `heads` is needed or wrong.
       RunError: the file is damaged, of another kind or of another model, or the directory cannot be written.
     """
-    if source.is_dir() and (source / "model.json").is_file():
+    owner = source.parent if source.name in ("model.json", "params.safetensors") else source
+    if (owner / "model.json").is_file():
         raise UsageError(
-            f"{source} is a model directory already; --to {'|'.join(writers.LAYOUTS)} takes it back, --inspect looks"
+            f"{owner} is a model directory already; --to {'|'.join(writers.LAYOUTS)} takes it back, --inspect looks"
         )
     read = readers.read_file(source)
     try:
@@ -100,12 +102,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     debug = "--debug" in arguments
     try:
-        print("\n".join(_run(_parsed([argument for argument in arguments if argument != "--debug"]))))
+        lines = _run(_parsed([argument for argument in arguments if argument != "--debug"]))
+        print("\n".join(lines), flush=True)
     except RunError as error:
         if debug:
             raise
         print(f"weights_convert: {error}", file=sys.stderr)
         return error.status
+    except BrokenPipeError:  # `| head` has read enough; nothing may be written at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, MemoryError, KeyboardInterrupt) as error:
         if debug:
             raise
@@ -116,7 +121,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser("python -m weights_convert", description=__doc__, epilog="--debug shows tracebacks.")
+    parser = _Parser(
+        "python -m weights_convert", description=__doc__, epilog="--debug shows tracebacks.", allow_abbrev=False
+    )
     parser.add_argument(
         "source", type=Path, metavar="SRC", help=".pth, .pt, .bin, .safetensors or .h5 file, or Hugging Face folder"
     )
@@ -131,7 +138,7 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     if options.heads is not None and options.heads < 1:
         parser.error(f"--heads must be 1 or more, not {options.heads}")
     if options.inspect and (options.destination or options.to):
-        parser.error("--inspect writes nothing; leave out DST and --to")
+        parser.error("--inspect takes one file and writes nothing; leave out DST and --to")
     if not options.inspect and options.destination is None:
         parser.error("the following arguments are required: DST")
     if options.to and (options.heads or options.part):
@@ -153,13 +160,16 @@ def _run(options: argparse.Namespace) -> list[str]:
     found = [f"{source}: layout {converted.layout}", *inspection.described(converted)[1:]]
     if converted.arguments is None:
         return [*found, f"wrote {destination / 'linear_head.safetensors'}"]
-    parameters = sum(math.prod(shape) for shape in converted.params.shapes.values())
+    sizes = {path: math.prod(shape) for path, shape in converted.params.shapes.items()}
+    statistics = sum(size for path, size in sizes.items() if path.endswith((".mean", ".var")))
+    counted = f"{sum(sizes.values()) - statistics:,} parameters"
+    if statistics:
+        counted += f" and {statistics:,} running means and variances"
     megabytes = sum(path.stat().st_size for path in destination.iterdir()) / 1e6
     name = inspection.model_name(converted.name, converted.arguments)
     return [
         *found,
-        f"wrote {destination}: {name}, {parameters:,} parameters, {megabytes:.1f} MB; "
-        f'load it with dinojax.load_model("{destination}")',
+        f'wrote {destination}: {name}, {counted}, {megabytes:.1f} MB; load it with dinojax.load_model("{destination}")',
     ]
 
 

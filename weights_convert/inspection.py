@@ -67,6 +67,8 @@ def described(converted: Converted) -> list[str]:
         lines.append(f"{name:<14} " + ", ".join(f"{path} {_shape(shape)}" for path, shape in head.shapes.items()))
     if converted.ignored:
         lines.append(f"left out       {', '.join(converted.ignored)}")
+    if converted.zeros:
+        lines.append(f"zeros          {', '.join(converted.zeros)}: not in the file")
     return lines
 
 

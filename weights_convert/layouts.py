@@ -23,6 +23,7 @@ Tensors = Mapping[str, np.ndarray]
 _PATCH_SIZE = 14
 _PATCH_EMBED = "patch_embed.proj.weight"  # in every DINOv2 backbone, and in nothing else that is read here
 _HF_PATCH_EMBED = "embeddings.patch_embeddings.projection.weight"
+_ROOTS = ("", "model.")  # of training checkpoints
 _HF_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
 # Beside the student and the teacher, in checkpoints of DINOv2's training code.
 _OF_TRAINING = r"(optimizer|scheduler|iteration|scaler)(\..*)?|(model\.)?(dino_loss|ibot_patch_loss|koleo_loss)\..*"
@@ -34,6 +35,17 @@ _RADIMAGENET_KERAS = Preprocessing(size=256, mean=_CAFFE_MEAN, std=(1.0, 1.0, 1.
 _RADIMAGENET_PYTORCH = Preprocessing(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 # keras.applications' own ImageNet weights are of the caffe mode, in grey levels.
 _IMAGENET_KERAS = Preprocessing(size=224, mean=_CAFFE_MEAN, std=(1 / 255,) * 3, order="BGR")
+
+
+PUBLISHED_HEADS = {known.width: known.heads for known in ARGUMENTS.values() if isinstance(known, ViTArguments)}
+"""Attention heads that a width tells."""
+
+
+def usual_preprocessing(arguments: Arguments) -> Preprocessing:
+    """What is taken for the preprocessing where nothing tells it; of DINOv2, 224 pixels, though its positional
+    embeddings are those of 518."""
+    size = min(224, arguments.image_size) if isinstance(arguments, ViTArguments) else 224
+    return imagenet_preprocessing(arguments.channels, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Converted:
     preprocessing: Preprocessing
     ignored: tuple[str, ...] = ()
     """What the file holds besides and is left out: names, or `optimizer.* (12 tensors)` where there are many."""
+    zeros: tuple[str, ...] = ()
+    """Parameters that the layout has no place for."""
 
 
 def recognise(
@@ -74,11 +88,12 @@ def recognise(
       RunError: the tensors or the configuration are not those of a known model; the message lists the whole difference.
     """
     config = config or {}
-    roots = [root for root in ("", "model.") if f"{root}{part}.backbone.{_PATCH_EMBED}" in tensors]
+    tensors = _unwrapped(tensors)
+    roots = [root for root in _ROOTS if f"{root}{part}.backbone.{_PATCH_EMBED}" in tensors]
     if roots:
         return _training_checkpoint(tensors, roots[0], part, heads)
     if part == "student":
-        raise UsageError("the file has no student: only training checkpoints do (model_N.rank_0.pth)")
+        raise UsageError("the file has no student: only training checkpoints have one (model_N.rank_0.pth)")
     if hf := [prefix for prefix in _HF_PREFIXES if prefix + _HF_PATCH_EMBED in tensors]:
         return _huggingface(tensors, hf[0], heads, config)
     if _PATCH_EMBED in tensors:
@@ -92,9 +107,24 @@ def recognise(
     if tensors.keys() == {"weight", "bias"} and tensors["weight"].ndim == 2:
         head = to_ours(tensors, tables.LINEAR_HEAD)
         return Converted("dinov2_linear_head", "", None, LazyArrays({}), {"linear_head": head}, _IMAGENET)
-    names = list(tensors)
+    names = [name or "one without a name" for name in tensors]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    raise RunError(f"no DINOv2, timm, Hugging Face, torchvision or Keras model; it holds {len(names)} tensors: {shown}")
+    told = f"no DINOv2, timm, Hugging Face, torchvision or Keras model; it holds {len(names)} tensors: {shown}"
+    for name in names:
+        if any(name.endswith(f".{mark}") for mark in _MARKS):
+            told += f"; {name} is one of a known model: save the part that it belongs to alone, without other parts"
+            break
+    raise RunError(told)
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    """Without what wrappers put before all names (`state_dict.`, `module.`), where a known model is left."""
+    inner = tensors
+    while not any(mark in inner for mark in _MARKS):
+        if len({name.partition(".")[0] for name in inner}) != 1 or not all("." in name for name in inner):
+            return tensors
+        inner = {name.partition(".")[2]: array for name, array in inner.items()}
+    return inner
 
 
 def linear_head_fits(converted: Converted, width: int) -> int:
@@ -163,13 +193,9 @@ def _vit(layout: str, tensors: Tensors, heads: int | None, config: Mapping[str, 
     params = to_ours(tensors, table)
     name, arguments = _vit_arguments(params.shapes, heads)
     check_model(name, arguments, params.shapes, "the backbone")
-    preprocessing = huggingface.preprocessing_of(
-        config,
-        # DINOv2 is used at 224 pixels, though the hub's positional embeddings are those of 518.
-        imagenet_preprocessing(arguments.channels, min(224, arguments.image_size)),
-    )
+    preprocessing = huggingface.preprocessing_of(config, usual_preprocessing(arguments))
     ignored = tuple(name for name in tensors if table.ignores(name))
-    return Converted(layout, name, arguments, params, {}, preprocessing, ignored)
+    return Converted(layout, name, arguments, params, {}, preprocessing, ignored, table.lost)
 
 
 def _vit_table(layout: str, tensors: Tensors, config: Mapping[str, Any]) -> Table:
@@ -192,13 +218,12 @@ def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> 
     if side == 0 or side**2 != positions - 1:
         raise RunError(f"pos_embed has {positions} positions, which are not a class token and a square of patches")
     sizes = {name: known for name, known in ARGUMENTS.items() if isinstance(known, ViTArguments)}
-    published = {known.width: known.heads for known in sizes.values()}
-    if heads is None and width not in published:
+    if heads is None and width not in PUBLISHED_HEADS:
         raise UsageError(f"the width, {width}, does not tell the number of attention heads; add --heads N")
     told = {
         "width": width,
         "depth": 1 + max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks.")),
-        "heads": heads or published[width],
+        "heads": heads or PUBLISHED_HEADS[width],
         "registers": shapes["register_tokens"][1] if "register_tokens" in shapes else 0,
         "mlp": "swiglu" if "blocks.0.mlp.w12.kernel" in shapes else "gelu",
         "channels": shapes["patch_embed.proj.kernel"][2],
@@ -277,11 +302,20 @@ def _resnet(known: _ResNetLayout, tensors: Tensors, config: Mapping[str, Any]) -
     if known.layout == "keras" and top is not None and top.shape[1:] == (1000,):
         preprocessing = _IMAGENET_KERAS
     if channels != 3:
-        mean, std = (((sum(values) / 3),) * channels for values in (preprocessing.mean, preprocessing.std))
+        mean, std = ((float(np.mean(values)),) * channels for values in (preprocessing.mean, preprocessing.std))
         preprocessing = dataclasses.replace(preprocessing, mean=mean, std=std, order="RGB")
     preprocessing = huggingface.preprocessing_of(config, preprocessing)
     ignored = tuple(name for name in tensors if table.ignores(name))
     return Converted(known.layout, known.name, arguments, params, {}, preprocessing, ignored)
+
+
+# One of these names is in every file with a backbone.
+_MARKS = (
+    *(known.mark for known in _RESNETS),
+    *(prefix + _HF_PATCH_EMBED for prefix in _HF_PREFIXES),
+    *(f"{root}{part}.backbone.{_PATCH_EMBED}" for root in _ROOTS for part in ("teacher", "student")),
+    _PATCH_EMBED,
+)
 
 
 def check_model(name: str, arguments: Arguments, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:

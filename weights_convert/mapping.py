@@ -96,7 +96,7 @@ def to_ours(tensors: Mapping[str, np.ndarray], table: Table) -> LazyArrays:
     left_out = {name for name in tensors if name in optional or table.ignores(name)} - {name for name, _ in wanted}
     lengths = _fit({name: tensor.shape for name, tensor in tensors.items() if name not in left_out}, wanted)
     if broken := [name for name, _ in wanted if not _finite(tensors[name])]:
-        raise RunError("the tensors do not fit: " + _listed("not finite numbers", broken))
+        raise RunError("the tensors do not fit: " + _listed("not finite floating-point numbers", broken))
     return LazyArrays(
         {
             row.target: (

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, UsageError
 from dinojax.models.store import map_arrays
 from weights_convert import keras, pytorch
 from weights_convert.pickles import SHARDED
@@ -58,16 +58,25 @@ def read_file(path: Path) -> Source:
     """Reads a weight file of any supported kind, or a Hugging Face folder.
 
     Files: what torch.save wrote (PyTorch 0.4 and later; `.pth`, `.pt`, `.bin`), `.safetensors`, Keras' `.h5`. Folders:
-    `model.safetensors` or `pytorch_model.bin`, or the index of several such files, beside `config.json`.
+    `model.safetensors` or `pytorch_model.bin`, or the index of several such files, beside `config.json`. One of these
+    files by itself is read as its folder is, where `config.json` lies beside it.
 
     Names in a pickle's nested containers are joined with dots, so that the class token of a teacher checkpoint is
     called `teacher.backbone.cls_token`; whatever is no tensor is left out. For Keras' names see `keras.read_keras`.
 
     Raises:
+      UsageError: there is no such file.
       RunError: the file cannot be read, is damaged or of another kind, or its pickle wants anything but tensors.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such file")
     if path.is_dir():
-        return _read_folder(path)
+        found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+        if found is None:
+            raise RunError(f"{path}: a folder without {' or '.join(_WEIGHTS[::2])}; name a file, or such a folder")
+        return _read_folder(path, found)
+    if path.name in _WEIGHTS and path.with_name("config.json").is_file():
+        return _read_folder(path, path)
     tensors, kind = _read_weights(path)
     return Source(tensors, None, path, kind, (path,))
 
@@ -114,18 +123,17 @@ def _check(tensors: Mapping[str, np.ndarray]) -> None:
         raise RunError("holds no tensors")
 
 
-def _read_folder(folder: Path) -> Source:
-    found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
-        raise RunError(f"{folder}: a folder without {' or '.join(_WEIGHTS[::2])}; name a file, or such a folder")
+def _read_folder(path: Path, found: Path) -> Source:
+    """A Hugging Face folder, as whose part `path` was named and whose weights, or their index, are `found`."""
+    folder = found.parent
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     if (folder / "preprocessor_config.json").is_file():
         config = (config or {}) | {"preprocessor": _read_json(folder / "preprocessor_config.json")}
     if found.suffix != ".json":
         tensors, kind = _read_weights(found)
-        return Source(tensors, config, folder, f"Hugging Face folder with a {kind}", (found,))
+        return Source(tensors, config, path, f"Hugging Face folder with a {kind}", (found,))
     tensors, paths = _read_shards(found)
-    return Source(tensors, config, folder, f"Hugging Face folder with {len(paths)} files of weights", paths)
+    return Source(tensors, config, path, f"Hugging Face folder with {len(paths)} files of weights", paths)
 
 
 def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]:

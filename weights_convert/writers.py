@@ -14,7 +14,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.models import Arguments, Preprocessing, ResNetArguments, ViTArguments, store
 from dinojax.models.store import LazyArrays
 from weights_convert import huggingface, tables
-from weights_convert.layouts import check_model
+from weights_convert.layouts import PUBLISHED_HEADS, check_model, usual_preprocessing
 from weights_convert.mapping import Table, to_theirs
 
 Layout = Literal["dinov2", "hf", "timm", "torchvision"]
@@ -65,7 +65,7 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
             store.write_arrays(destination, tensors, _METADATA)
     except OSError as error:
         raise RunError(f"{destination} cannot be written: {error.strerror or error}") from None
-    return [*_lost(to, stored, table), *_lost_preprocessing(to, stored.preprocessing)]
+    return [*_lost(to, stored, table), *_lost_settings(to, stored.arguments, stored.preprocessing)]
 
 
 def _read(directory: Path) -> _Stored:
@@ -86,7 +86,7 @@ def _table(to: Layout, stored: _Stored) -> Table:
     if isinstance(arguments, ResNetArguments):
         if arguments.conv_bias or arguments.stride_first or arguments.bn_eps != 1e-5:
             raise UsageError(
-                f"{stored.name} has the biases, strides and epsilon of Keras, which torchvision and timm do not; "
+                f"{stored.name} has the biases, strides and epsilon of Keras, which torchvision and timm have not; "
                 "no layout here holds it"
             )
         if to not in ("torchvision", "timm"):
@@ -125,15 +125,23 @@ def _lost(to: Layout, stored: _Stored, table: Table) -> list[str]:
     return [*lines, *(f"{head}: the file holds the backbone alone" for head in stored.heads)]
 
 
-def _lost_preprocessing(to: Layout, preprocessing: Preprocessing) -> list[str]:
-    """What differs from DINOv2's preprocessing, which readers of these files take for granted."""
-    usual = Preprocessing()
-    kept = ("size", "mean", "std") if to == "hf" else ("size",)
-    return [
-        f"preprocessing: {field.name} {getattr(preprocessing, field.name)} is not kept"
-        for field in dataclasses.fields(Preprocessing)
-        if field.name not in kept and getattr(preprocessing, field.name) != getattr(usual, field.name)
-    ]
+def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessing) -> list[str]:
+    """What no tensor tells, and readers of such a file take to be otherwise: each with what they take it to be."""
+    lines = []
+    if isinstance(arguments, ViTArguments) and to != "hf":
+        usual_heads = PUBLISHED_HEADS.get(arguments.width)
+        if arguments.heads != usual_heads:
+            taken = f"readers take {usual_heads}" if usual_heads else "readers must ask for it"
+            lines.append(
+                f"heads: {arguments.heads} is not kept; {taken}, so say --heads {arguments.heads} on the way in"
+            )
+    usual = usual_preprocessing(arguments)
+    kept = ("size", "mean", "std") if to == "hf" else ()
+    for field in dataclasses.fields(Preprocessing):
+        ours, theirs = getattr(preprocessing, field.name), getattr(usual, field.name)
+        if field.name not in kept and ours != theirs:
+            lines.append(f"preprocessing: {field.name} {ours} is not kept; readers take {theirs}")
+    return lines
 
 
 def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:

@@ -124,7 +124,10 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     """The contents of a model directory's `model.json`; raises as `load_model` does."""
     path = Path(directory) / "model.json"
     if not path.is_file():
-        raise UsageError(f"{directory} is not a model directory: it has no model.json (see python -m weights_convert)")
+        why = "it has no model.json" if path.parent.exists() else "there is nothing of this name"
+        inside = path.parent / "model"
+        hint = f"take {inside}" if (inside / "model.json").is_file() else "python -m weights_convert SRC DST makes one"
+        raise UsageError(f"{directory} is not a model directory: {why}; {hint}")
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ import dinojax
 from dinojax.models import ViTArguments
 from tests import goldens_reader as goldens
 from tests.weights_convert import published, torch_files
-from weights_convert.__main__ import main
+from weights_convert.__main__ import convert_file, main
 
 
 def files() -> Path:
@@ -150,7 +150,8 @@ def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, taken = files() / "dinov2_tiny_pretrain.pth", tmp_path / "taken"
+    source, taken, run = files() / "dinov2_tiny_pretrain.pth", tmp_path / "taken", tmp_path / "run"
+    convert_file(source, run / "model", heads=2)
     taken.mkdir()
     (taken / "mine.txt").write_text("mine")
     for argv, said in [
@@ -161,16 +162,20 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ([source, tmp_path / "model", "--to", "keras"], "invalid choice"),
         ([source, tmp_path / "model", "--to", "hf"], "not a model directory"),
         ([source, tmp_path / "model", "--to", "hf", "--heads", "2"], "leave out --heads"),
-        ([source, tmp_path / "model", "--inspect"], "--inspect writes nothing"),
+        ([source, tmp_path / "model", "--inspect"], "writes nothing; leave out DST"),
         ([source], "DST"),
         ([source, ".", "--heads", "2"], "is the current directory"),
         ([source, taken, "--heads", "2"], f"{taken} exists already"),
+        ([source, tmp_path / "model", "--head", "2"], "unrecognized arguments: --head"),
+        ([tmp_path / "absent.pth", tmp_path / "model"], "there is no such file"),
+        ([run / "model" / "params.safetensors", tmp_path / "model"], f"{run / 'model'} is a model directory already"),
+        ([run, tmp_path / "model", "--to", "hf"], f"has no model.json; take {run / 'model'}"),
     ]:
         assert main(list(map(str, argv))) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "taken"]
     assert (taken / "mine.txt").read_text() == "mine"
 
 
@@ -287,6 +292,16 @@ def test_the_way_back_gives_the_same_tensors(tmp_path: Path, capsys: pytest.Capt
     assert "mask_token: timm has no place for it" in capsys.readouterr().out
     assert main([str(tmp_path / "model"), str(tmp_path / "other")]) == 2
     assert "is a model directory already" in capsys.readouterr().err
+
+
+def test_a_reader_of_the_output_may_stop_early() -> None:
+    command = [sys.executable, "-m", "weights_convert", "--inspect", str(files() / "dinov2_tiny_pretrain.pth")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_golden_malicious_file_as_a_command(tmp_path: Path) -> None:

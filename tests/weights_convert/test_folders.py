@@ -40,6 +40,8 @@ def test_golden_folder() -> None:
     assert source.config["model_type"] == "dinov2"
     assert source.tensors["embeddings.cls_token"].shape == (1, 1, 32)
     assert source.sha256() == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    alone = readers.read_file(folder / "model.safetensors")
+    assert (alone.config, alone.sha256()) == (source.config, source.sha256())
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

@@ -261,6 +261,24 @@ def test_a_linear_head_says_what_it_fits() -> None:
         linear_head_fits(recognise(tiny(), heads=2), 32)
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict.", "module.", "model.state_dict.module."])
+def test_what_wraps_all_names_is_looked_through(wrapper: str) -> None:
+    for tensors, heads in (
+        (tiny(), 2),
+        (tiny("teacher.backbone."), 2),
+        (published.rebuilt(published.torchvision(**published.SMALL)), None),
+    ):
+        plain = recognise(tensors, heads)
+        again = recognise({f"{wrapper}{name}": tensor for name, tensor in tensors.items()}, heads)
+        assert (again.layout, again.arguments) == (plain.layout, plain.arguments)
+        assert all(np.array_equal(again.params[path], plain.params[path]) for path in plain.params)
+    head = {"weight": np.zeros((2, 64), np.float32), "bias": np.zeros(2, np.float32)}
+    with pytest.raises(RunError, match="no DINOv2"):  # any linear layer has these names
+        recognise({f"{wrapper}{name}": tensor for name, tensor in head.items()})
+    with pytest.raises(RunError, match=r"x\.backbone\.patch_embed\.proj\.weight is one of a known model"):
+        recognise(tiny("x.backbone.") | {"head.weight": np.zeros((2, 32), np.float32)}, 2)
+
+
 def resnet_without(name: str) -> dict[str, np.ndarray]:
     tensors = published.rebuilt(published.torchvision(**published.SMALL))
     return {key: tensor for key, tensor in tensors.items() if not key.startswith(name)}

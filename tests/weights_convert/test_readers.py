@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, UsageError
 from tests import goldens_reader as goldens
 from tests.weights_convert import published, torch_files
 from tests.weights_convert.torch_files import Call, Global, Persistent, storage, tensor
@@ -218,7 +218,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch_files.write(other, torch_files.pickled({}), {}, zipfile.ZIP_DEFLATED)
     with pytest.raises(RunError, match=r"not stored as torch\.save does"):
         readers.read(other)
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"absent\.pth: there is no such file"):
         readers.read(tmp_path / "absent.pth")
     with pytest.raises(RunError, match=r"a folder without model\.safetensors or pytorch_model\.bin"):
         readers.read(tmp_path)

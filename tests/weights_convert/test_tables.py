@@ -87,7 +87,7 @@ def test_a_missing_block_is_missed() -> None:
 def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
     source = published.rebuilt(published.TINY)
     source["norm.bias"][3] = value
-    with pytest.raises(RunError, match=r"not finite numbers \(1\): norm\.bias"):
+    with pytest.raises(RunError, match=r"not finite floating-point numbers \(1\): norm\.bias"):
         tables.dinov2_backbone(source)
 
 
@@ -217,5 +217,5 @@ def test_heads_of_other_depths(layers: int) -> None:
 def test_numbers_beyond_float32_are_refused() -> None:
     source: dict[str, np.ndarray] = dict(published.rebuilt(published.TINY))
     source["norm.bias"] = np.full(32, 1e300)
-    with pytest.raises(RunError, match=r"not finite numbers \(1\): norm\.bias"):
+    with pytest.raises(RunError, match=r"not finite floating-point numbers \(1\): norm\.bias"):
         tables.dinov2_backbone(source)

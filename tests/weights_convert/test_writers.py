@@ -20,6 +20,7 @@ from weights_convert import huggingface, readers, writers
 from weights_convert.layouts import Converted, recognise
 
 VIT: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "image_size": 70}
+HEADS = "heads: 2 is not kept; readers must ask for it, so say --heads 2 on the way in"
 
 
 def stored(directory: Path, name: str, **overrides: Any) -> Path:
@@ -28,7 +29,7 @@ def stored(directory: Path, name: str, **overrides: Any) -> Path:
     _, params = tree.split(nnx.eval_shape(lambda: build(name, arguments, nnx.Rngs(0))))
     random = np.random.RandomState(0)
     arrays = {path: np.abs(random.standard_normal(p.shape)).astype(np.float32) for path, p in params.items()}
-    write_model(directory, name, arguments, arrays, Preprocessing())
+    write_model(directory, name, arguments, arrays, Preprocessing(overrides.get("image_size", 224)))
     return directory
 
 
@@ -51,7 +52,7 @@ def assert_same(given: Converted, directory: Path, but: tuple[str, ...] = ()) ->
 def test_round_trips_are_exact(tmp_path: Path, to: writers.Layout, name: str, registers: int) -> None:
     directory = stored(tmp_path / "model", name, registers=registers, **VIT)
     target = tmp_path / ("hf" if to == "hf" else "x.safetensors")
-    assert writers.write(directory, to, target) == []
+    assert writers.write(directory, to, target) == ([] if to == "hf" else [HEADS])
     again = converted_again(target, None if to == "hf" else 2)
     assert again.layout == to
     assert again.arguments == arguments_of(name, registers=registers, **VIT)
@@ -63,7 +64,7 @@ def test_round_trips_are_exact(tmp_path: Path, to: writers.Layout, name: str, re
 def test_timm_loses_the_mask_token(tmp_path: Path, name: str) -> None:
     directory = stored(tmp_path / "model", name, **VIT)
     lost = writers.write(directory, "timm", tmp_path / "x.safetensors")
-    assert lost == ["mask_token: timm has no place for it"]
+    assert lost == ["mask_token: timm has no place for it", HEADS]
     again = converted_again(tmp_path / "x.safetensors", 2)
     assert_same(again, directory, but=("mask_token",))
     assert not again.params["mask_token"].any()
@@ -72,7 +73,8 @@ def test_timm_loses_the_mask_token(tmp_path: Path, name: str) -> None:
 def test_timm_adds_the_position_of_the_class_token_where_there_are_registers(tmp_path: Path) -> None:
     directory = stored(tmp_path / "model", "vits14_reg4", **VIT)
     lost = writers.write(directory, "timm", tmp_path / "x.safetensors")
-    assert [line.split(":")[0] for line in lost] == ["mask_token", "pos_embed[0], the position of the class token"]
+    titles = [line.split(":")[0] for line in lost]
+    assert titles == ["mask_token", "pos_embed[0], the position of the class token", "heads"]
     before, after = map_arrays(directory / "params.safetensors"), map_arrays(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(after["cls_token"], before["cls_token"] + before["pos_embed"][:, :1])
     np.testing.assert_array_equal(after["pos_embed"], before["pos_embed"][:, 1:])
@@ -120,7 +122,9 @@ def test_a_huggingface_folder_says_what_it_is(tmp_path: Path) -> None:
     description = json.loads((directory / "model.json").read_text())
     description["preprocessing"] |= {"size": 42, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "window": [0, 9]}
     (directory / "model.json").write_text(json.dumps(description))
-    assert writers.write(directory, "hf", tmp_path / "hf") == ["preprocessing: window (0, 9) is not kept"]
+    assert writers.write(directory, "hf", tmp_path / "hf") == [
+        "preprocessing: window (0, 9) is not kept; readers take None"
+    ]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (
         config.items()
@@ -146,19 +150,48 @@ def test_what_stands_beside_the_backbone_is_listed(tmp_path: Path) -> None:
     directory = stored(tmp_path / "model", "vits14", **VIT)
     safetensors.numpy.save_file({"kernel": np.zeros((2, 3), np.float32)}, directory / "dino_head.safetensors")
     assert writers.write(directory, "dinov2", tmp_path / "x.safetensors") == [
-        "dino_head: the file holds the backbone alone"
+        "dino_head: the file holds the backbone alone",
+        HEADS,
     ]
     classifier = tmp_path / "classifier"
     params = {f"backbone.{path}": array for path, array in map_arrays(directory / "params.safetensors").items()}
     params["head.0.kernel"] = np.zeros((32, 1), np.float32)
     told = {"classifier": {"outputs": 1, "hidden": 0, "renormalise": False}}
-    bgr = Preprocessing(order="BGR")
+    bgr = Preprocessing(70, order="BGR")
     write_model(classifier, "vits14", ViTArguments(**VIT), params, bgr, details=told)
     assert writers.write(classifier, "dinov2", tmp_path / "y.safetensors") == [
         "the classifier: the file holds the backbone alone",
-        "preprocessing: order BGR is not kept",
+        HEADS,
+        "preprocessing: order BGR is not kept; readers take RGB",
     ]
     assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "preprocessing", "lost"),
+    [
+        ("vits14", {"depth": 1}, Preprocessing(), []),
+        ("vits14", {"depth": 1}, Preprocessing(518), ["preprocessing: size 518 is not kept; readers take 224"]),
+        ("vits14", {"depth": 1, "channels": 1}, Preprocessing(224, (0.449,), (0.226,)), []),
+        (
+            "vitb14",
+            {"depth": 1, "heads": 6},
+            Preprocessing(),
+            ["heads: 6 is not kept; readers take 12, so say --heads 6 on the way in"],
+        ),
+    ],
+)
+def test_what_is_listed_is_what_the_way_back_loses(
+    tmp_path: Path, name: str, overrides: dict[str, Any], preprocessing: Preprocessing, lost: list[str]
+) -> None:
+    directory = stored(tmp_path / "model", name, **overrides)
+    arguments, params = arguments_of(name, **overrides), map_arrays(directory / "params.safetensors")
+    write_model(directory, name, arguments, params, preprocessing, overwrite=True)
+    assert writers.write(directory, "dinov2", tmp_path / "x.safetensors") == lost
+    again = converted_again(tmp_path / "x.safetensors")
+    assert (again.arguments == arguments) == (not any("heads" in line for line in lost))
+    close = again.preprocessing.size == preprocessing.size and np.allclose(again.preprocessing.mean, preprocessing.mean)
+    assert close == (not any("preprocessing" in line for line in lost))
 
 
 def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
