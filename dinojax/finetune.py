@@ -135,6 +135,8 @@ def make_backbone(config: FinetuneConfig) -> Model:
     if isinstance(backbone, ResNet):
         if size < SMALLEST:
             raise UsageError(f"image_size {size} is too small for a ResNet; it must be {SMALLEST} or above")
+        if size == SMALLEST and 1 in config.batch_sizes:
+            raise UsageError(f"batch_sizes 1 at image_size {size} leaves BatchNorm one value; take more of either")
     elif size % backbone.arguments.patch_size:
         raise UsageError(f"image_size {size} is not a multiple of the patch size, {backbone.arguments.patch_size}")
     used = dataclasses.replace(backbone.preprocessing, size=size)

@@ -18,7 +18,7 @@ from dinojax.config import AugmentConfig, FinetuneConfig, ModelConfig
 from dinojax.data.records import read_records
 from dinojax.data.splits import Fold
 from dinojax.errors import UsageError
-from dinojax.finetuning import Recipe, Setting, fit, make_steps, predict
+from dinojax.finetuning import Recipe, Setting, fit, make_steps, predict, probabilities
 from dinojax.models import Preprocessing, ResNet
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import running_statistics
@@ -91,6 +91,18 @@ def test_devices_change_no_statistics_of_a_batch() -> None:
             assert np.abs(np.asarray(value - start[path])).max() > 1e-3
 
 
+def test_the_best_epoch_is_kept_with_its_own_running_statistics() -> None:
+    """At a learning rate that spoils the later epochs, what was kept must predict what it predicted then."""
+    graph, start = classifier()
+    steps = make_steps(graph, start, 0.0, sharding.make_mesh(4, devices=1))
+    recipe = Recipe(6, "lowest_val_loss", 32, AugmentConfig(), threads=0)
+    kept = fit(steps, start, CASES, FOLD, Setting(0.02, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
+    assert kept.epoch < recipe.epochs
+    assert kept.val_loss == min(loss for _, loss in kept.history)
+    found = probabilities(predict(steps, kept.params, CASES.images, FOLD.val))
+    np.testing.assert_allclose(found, kept.val_scores, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "normalisation"), [("resnet50", "none"), ("resnet50_keras", "checkpoint")])
 def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, name: str, normalisation: str) -> None:
     """With the published study's second norm, its default, which a ResNet does not have."""
@@ -130,6 +142,8 @@ def test_a_resnet_by_name_and_images_too_small_for_it(tmp_path: Path) -> None:
     assert (made.name, made.width, made.preprocessing.size) == ("resnet50", 2048, 100)
     with pytest.raises(UsageError, match="image_size 28 is too small for a ResNet; it must be 32 or above"):
         nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=28)))
+    with pytest.raises(UsageError, match="batch_sizes 1 at image_size 32 leaves BatchNorm one value"):
+        nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=32, batch_sizes=(1, 8))))
     command = [*TINY, "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--model.name", "resnet50"]
     with pytest.raises(UsageError, match="model resnet50 has no argument depth, heads, image_size, width"):
         finetune.main(command)

@@ -80,11 +80,12 @@ def plot_attention(images: np.ndarray, attention: inspect.ClassAttention, title:
         for axis in lines:
             axis.set_axis_off()
         for axis, name, values in zip(lines, names, [None, maps.mean(0), *maps], strict=False):
-            axis.set_title(name, fontsize=8)
             if values is None:
                 _image(axis, image)
             else:
                 _map(axis, image, values, "inferno", scale)
+                name += f", max {values.max():.3g}"
+            axis.set_title(name, fontsize=8)
     label = "attention weight × number of patches\n(1: as much as every other)"
     _colour_bar(figure, axes, "inferno", scale, label, extend="max")
     figure.suptitle(title, fontsize=11)

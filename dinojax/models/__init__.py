@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 from flax import nnx
 
 from dinojax.errors import UsageError
 from dinojax.models.features import Backbone, Features, Preprocessing, normalise, preprocess, to_channels
 from dinojax.models.resnet import ResNet, ResNetArguments
-from dinojax.models.vit import VisionTransformer, ViTArguments
+from dinojax.models.vit import Mlp, VisionTransformer, ViTArguments
 
 Arguments = ViTArguments | ResNetArguments
 Model = VisionTransformer | ResNet
@@ -28,9 +28,7 @@ _VITS = {
 }
 _RESNETS = {
     "resnet50": ResNetArguments(),
-    "resnet50_keras": ResNetArguments(
-        conv_bias=True, stride_first=True, bn_eps=1.001e-5, bn_momentum=0.01, bn_unbiased=False
-    ),
+    "resnet50_keras": ResNetArguments(conv_bias=True, stride_first=True, bn_eps=1.001e-5, bn_momentum=0.01),
 }
 ARGUMENTS: Mapping[str, Arguments] = {
     **_VITS,
@@ -99,19 +97,31 @@ def arguments_of(name: str, **overrides: object) -> Arguments:
 
 
 def _check_vit(name: str, arguments: ViTArguments) -> None:
+    for field in ("width", "depth", "heads", "image_size", "patch_size", "channels"):
+        _check_positive(name, field, getattr(arguments, field))
+    if arguments.registers < 0 or arguments.mlp not in get_args(Mlp):
+        raise UsageError(
+            f"model {name}: registers {arguments.registers} or mlp {arguments.mlp!r} is none that there is"
+        )
     if arguments.width % arguments.heads:
         raise UsageError(f"model {name}: width {arguments.width} is not a multiple of its {arguments.heads} heads")
-    if arguments.image_size % arguments.patch_size or arguments.image_size <= 0:
+    if arguments.image_size % arguments.patch_size:
         raise UsageError(f"model {name}: image_size {arguments.image_size} is not a multiple of {arguments.patch_size}")
 
 
 def _check_resnet(name: str, arguments: ResNetArguments) -> None:
     blocks, filters = arguments.blocks, arguments.filters
-    if not blocks or len(blocks) != len(filters) or min(*blocks, *filters, arguments.stem) < 1:
-        raise UsageError(
-            f"model {name}: blocks {list(blocks)} and filters {list(filters)} must be as many, and above 0 with the "
-            f"stem, {arguments.stem}"
-        )
+    if not blocks or len(blocks) != len(filters):
+        raise UsageError(f"model {name}: blocks {list(blocks)} and filters {list(filters)} must be as many")
+    for field in ("stem", "channels", "bn_eps", "bn_momentum"):
+        _check_positive(name, field, getattr(arguments, field))
+    for field, values in (("blocks", blocks), ("filters", filters)):
+        _check_positive(name, field, min(values))
+
+
+def _check_positive(name: str, field: str, value: float) -> None:
+    if value <= 0:
+        raise UsageError(f"model {name}: {field} is {value}; it must be above 0")
 
 
 __all__ = [

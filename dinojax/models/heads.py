@@ -1,4 +1,4 @@
-"""Heads on a backbone: DINO's projection head and the classifier of fine-tuning."""
+"""Heads on a backbone: DINO's projection head, its published linear classifier, and the classifier of fine-tuning."""
 
 import itertools
 
@@ -63,6 +63,24 @@ class Prototypes(nnx.Module):
 def compare(x: jax.Array, columns: jax.Array) -> jax.Array:
     """Logits float32 [..., K] of what `DINOHead.embed` gives."""
     return jnp.matmul(x, columns, preferred_element_type=jnp.float32)
+
+
+class LinearHead(nnx.Module):
+    """A published linear classifier of DINOv2 on frozen features (Oquab et al. 2023, arXiv 2304.07193, section 7.1).
+
+    Its input is the class token of each of the last `blocks` blocks, 1 or 4, the last block's last, and then the mean
+    of the last block's patches; all after the final norm.
+    """
+
+    def __init__(self, kernel: jax.Array, bias: jax.Array, blocks: int) -> None:
+        """Takes the kernel [(blocks + 1) · D, classes] and the bias [classes]."""
+        self.kernel, self.bias, self.blocks = nnx.Param(kernel), nnx.Param(bias), blocks
+
+    def __call__(self, model: VisionTransformer, x: jax.Array) -> jax.Array:
+        """Normalised images [B, H, W, C] to logits [B, classes]."""
+        features = model.intermediate(x, self.blocks)
+        tokens = [after.pooled for after in features]
+        return jnp.concatenate([*tokens, features[-1].patches.mean((1, 2))], -1) @ self.kernel[...] + self.bias[...]
 
 
 class Classifier(nnx.Module):

@@ -1,6 +1,8 @@
 """ResNet50 (He et al. 2015, arXiv 1512.03385) in its two published forms: torchvision's V1.5, and that of Keras."""
 
 import dataclasses
+from collections import deque
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,6 @@ class ResNetArguments:
     channels: int = 3
     bn_momentum: float = 0.1
     """Share of a batch's statistics in the new running ones; Keras states the share of the old ones."""
-    bn_unbiased: bool = True
-    """Running variances are estimates with n − 1 in the denominator (PyTorch) or n (Keras)."""
 
     @property
     def width(self) -> int:
@@ -51,7 +51,8 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, in] to [B, ⌈H / stride⌉, ⌈W / stride⌉, out]."""
         kernel, stride = self.kernel[...], self.stride
-        size = kernel.shape[0]
+        size, dtype = kernel.shape[0], jnp.promote_types(kernel.dtype, x.dtype)
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
         if size == 1:
             x = x[:, ::stride, ::stride]
             batch, height, width, _ = x.shape
@@ -69,10 +70,12 @@ class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy 2015, arXiv 1502.03167) over batch, height and width.
 
     `mean` and `var` are running statistics, no weights: their type is `nnx.BatchStat`, by which they can be told apart.
+    Running variances are estimates with n − 1 in the denominator, in PyTorch as in the fused operation of tf.keras 2,
+    with which RadImageNet was trained (Keras 3 has n).
     """
 
     def __init__(self, width: int, arguments: ResNetArguments) -> None:
-        self.eps, self.momentum, self.unbiased = arguments.bn_eps, arguments.bn_momentum, arguments.bn_unbiased
+        self.eps, self.momentum = arguments.bn_eps, arguments.bn_momentum
         self.scale = nnx.Param(jnp.ones((width,)))
         self.bias = nnx.Param(jnp.zeros((width,)))
         self.mean = nnx.BatchStat(jnp.zeros((width,)))
@@ -83,23 +86,21 @@ class BatchNorm(nnx.Module):
         if not train:
             scale, shift = self.affine()
             return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+        count = x.size // x.shape[-1]
+        if count == 1:
+            raise ValueError("a batch with one value in each channel has no variance; take larger batches or images")
         wide = x.astype(jnp.float32)
         mean = wide.mean((0, 1, 2))
         centred = wide - mean
         var = jnp.square(centred).mean((0, 1, 2))
-        self._move(mean, var, x.size // x.shape[-1])
+        for running, new in ((self.mean, mean), (self.var, var * (count / (count - 1)))):
+            running[...] += self.momentum * (jax.lax.stop_gradient(new).astype(running.dtype) - running[...])
         return (centred * (self.scale[...] * jax.lax.rsqrt(var + self.eps)) + self.bias[...]).astype(x.dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
         """What it does in inference, as a factor and a summand for each channel, float32 [C]."""
         scale = self.scale[...] * jax.lax.rsqrt(self.var[...].astype(jnp.float32) + self.eps)
         return scale, self.bias[...] - self.mean[...] * scale
-
-    def _move(self, mean: jax.Array, var: jax.Array, count: int) -> None:
-        if self.unbiased:
-            var = var * (count / max(count - 1, 1))
-        for running, new in ((self.mean, mean), (self.var, var)):
-            running[...] += self.momentum * (jax.lax.stop_gradient(new).astype(running.dtype) - running[...])
 
 
 class Shortcut(nnx.Module):
@@ -169,15 +170,31 @@ class ResNet(nnx.Module):
           key: not used; nothing is drawn.
 
         Raises:
-          ValueError: a size or a number of channels that does not fit, masks, or training of a folded model.
+          ValueError: a size or a number of channels that does not fit, masks, training of a folded model, or on a batch
+            that leaves one value in each channel.
         """
         del key
+        if masks is not None:
+            raise ValueError("a ResNet has no mask token: it reads whole images")
+        (last,) = deque(self._maps(x, train), maxlen=1)
+        return _features(last)
+
+    def intermediate(self, x: jax.Array, blocks: int = 4) -> tuple[Features, ...]:
+        """Features after each of the last `blocks` blocks, all stages counted together, last block last.
+
+        Raises:
+          ValueError: as a call does, or there are not so many blocks.
+        """
+        if not 1 <= blocks <= sum(self.arguments.blocks):
+            raise ValueError(f"blocks must be 1 to {sum(self.arguments.blocks)}, got {blocks}")
+        return tuple(map(_features, list(self._maps(x, False))[-blocks:]))
+
+    def _maps(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
+        """The feature map [B, h, w, D] after each block."""
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"the model reads [B, H, W, {self.channels}], got shape {x.shape}")
         if min(x.shape[1:3]) < SMALLEST:
             raise ValueError(f"height and width must be {SMALLEST} or more, got {x.shape[1]}×{x.shape[2]}")
-        if masks is not None:
-            raise ValueError("a ResNet has no mask token: it reads whole images")
         x = jax.nn.relu(_normalised(self.conv1(x), self.bn1, train))
         # Values are 0 or more: padding by 0, as in Keras, and by the lowest value, as in PyTorch, are the same here.
         window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -185,7 +202,11 @@ class ResNet(nnx.Module):
         for stage in self.layers:
             for block in stage:
                 x = block(x, train)
-        return Features(x.astype(jnp.float32).mean((1, 2)).astype(x.dtype), x)
+                yield x
+
+
+def _features(x: jax.Array) -> Features:
+    return Features(x.astype(jnp.float32).mean((1, 2)).astype(x.dtype), x)
 
 
 def fold(model: ResNet) -> ResNet:
@@ -221,6 +242,7 @@ def _fold(owner: nnx.Module, names: tuple[str, str]) -> None:
     scale, shift = bn.affine()
     if conv.bias is not None:
         shift = shift + conv.bias[...] * scale
-    conv.kernel = nnx.Param(conv.kernel[...] * scale)
-    conv.bias = nnx.Param(shift)
+    dtype = conv.kernel.dtype
+    conv.kernel = nnx.Param((conv.kernel[...] * scale).astype(dtype))
+    conv.bias = nnx.Param(shift.astype(dtype))
     setattr(owner, names[1], None)

@@ -21,7 +21,7 @@ from flax import nnx
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Arguments, Model, Preprocessing, VisionTransformer, ViTArguments, arguments_of, build
-from dinojax.models.heads import Classifier
+from dinojax.models.heads import Classifier, LinearHead
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -193,6 +193,26 @@ def load_classifier(directory: str | Path) -> Classifier:
         raise RunError(f"{Path(directory) / 'model.json'} is not one of this version: {error!r}") from error
     classifier.backbone.preprocessing = preprocessing
     return classifier
+
+
+def load_linear_head(directory: str | Path) -> LinearHead:
+    """The published linear head that `weights_convert` put beside its backbone.
+
+    Raises:
+      UsageError: not a model directory, or it has no linear head.
+      RunError: as `load_model` does.
+    """
+    description = read_description(directory)
+    if "linear_head" not in description:
+        raise UsageError(
+            f"{directory} holds no linear head; python -m weights_convert HEAD.pth {directory} puts one in"
+        )
+    arrays = read_params(directory, "linear_head")
+    try:
+        kernel, bias = (jax.numpy.array(arrays[name]) for name in ("kernel", "bias"))
+        return LinearHead(kernel, bias, int(description["linear_head"]["blocks"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{directory}: its linear head is not one of this version: {error!r}") from error
 
 
 def described(

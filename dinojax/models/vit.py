@@ -14,6 +14,7 @@ from flax import nnx
 from dinojax.models import positions
 from dinojax.models.features import Features, imagenet_preprocessing
 
+Mlp = Literal["gelu", "swiglu"]
 _init_weight = nnx.initializers.truncated_normal(0.02)
 
 
@@ -30,7 +31,7 @@ class ViTArguments:
     channels: int = 3
     registers: int = 0
     """With any, positional embeddings are resampled with antialiasing, as published."""
-    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp: Mlp = "gelu"
     layer_scale: float = 1.0
     """Initial value. Hub models are built with 1 and then loaded; the published training starts from 1e-5."""
     drop_path: float = 0.0
@@ -263,6 +264,8 @@ class VisionTransformer(nnx.Module):
 
     def stream(self, x: jax.Array, blocks: int) -> jax.Array:
         """The residual stream [B, N, D] after the first `blocks` blocks, without the final norm; raises as a call."""
+        if not 0 <= blocks <= len(self.blocks):
+            raise ValueError(f"blocks must be 0 to {len(self.blocks)}, got {blocks}")
         tokens = self._tokens(x, None)
         for block in self.blocks[:blocks]:
             tokens = block(tokens, None)
@@ -272,7 +275,7 @@ class VisionTransformer(nnx.Module):
         patch = self.arguments.patch_size
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"the model reads [B, H, W, {self.channels}], got shape {x.shape}")
-        if x.shape[1] % patch or x.shape[2] % patch:
+        if x.shape[1] % patch or x.shape[2] % patch or 0 in x.shape:
             raise ValueError(f"height and width must be multiples of {patch}, got {x.shape[1]}×{x.shape[2]}")
         return x.shape[1] // patch, x.shape[2] // patch
 

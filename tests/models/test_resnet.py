@@ -122,12 +122,10 @@ def test_a_convolution_is_the_sum_over_its_window(size: int, stride: int, pixels
     np.testing.assert_allclose(conv(jnp.asarray(x))[0], expected, atol=1e-5)
 
 
-# PyTorch keeps 0.9 of the old statistics and takes the unbiased variance, Keras keeps 0.99 and takes the biased one.
-@pytest.mark.parametrize(
-    ("name", "eps", "kept", "ddof"), [("resnet50", 1e-5, 0.9, 1), ("resnet50_keras", 1.001e-5, 0.99, 0)]
-)
+# PyTorch keeps 0.9 of the old statistics, Keras 0.99.
+@pytest.mark.parametrize(("name", "eps", "kept"), [("resnet50", 1e-5, 0.9), ("resnet50_keras", 1.001e-5, 0.99)])
 def test_batchnorm_uses_the_batch_in_training_and_moves_the_running_statistics(
-    name: str, eps: float, kept: float, ddof: int
+    name: str, eps: float, kept: float
 ) -> None:
     """On numbers so small that eps counts."""
     norm = BatchNorm(3, arguments(name))
@@ -138,7 +136,7 @@ def test_batchnorm_uses_the_batch_in_training_and_moves_the_running_statistics(
     flat = x.reshape(-1, 3).astype(np.float64)
     expected = (x - flat.mean(0)) / np.sqrt(flat.var(0) + eps) * [1.0, 2.0, 3.0] + [0.0, 1.0, 2.0]
     np.testing.assert_allclose(norm(jnp.asarray(x), train=True), expected, atol=1e-5)
-    mean, var = kept * old + (1 - kept) * flat.mean(0), kept * old_var + (1 - kept) * flat.var(0, ddof=ddof)
+    mean, var = kept * old + (1 - kept) * flat.mean(0), kept * old_var + (1 - kept) * flat.var(0, ddof=1)
     np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-5)
     np.testing.assert_allclose(norm.var[...], var, rtol=1e-5)
     expected = (x - mean) / np.sqrt(var + eps) * np.array([1.0, 2.0, 3.0]) + np.array([0.0, 1.0, 2.0])
@@ -218,6 +216,39 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model(jnp.zeros((1, 32, 32, 1)))
     with pytest.raises(ValueError, match="no mask token"):
         model(jnp.zeros((1, 32, 32, 3)), masks=jnp.zeros((1, 1), bool))
+    with pytest.raises(ValueError, match="one value in each channel"):
+        BatchNorm(3, arguments("resnet50"))(jnp.zeros((1, 1, 1, 3)), train=True)
+
+
+def test_intermediate_features_are_those_after_each_block() -> None:
+    model = dinojax.create_model("resnet50", nnx.Rngs(0), blocks=(1, 2), filters=(4, 8), stem=8)
+    x = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
+    last = model(x)
+    first, second, third = model.intermediate(x, 3)
+    assert (first.patches.shape, second.patches.shape) == ((2, 8, 16, 16), (2, 4, 8, 32))
+    np.testing.assert_allclose(model.layers[1][1](second.patches, False), third.patches, atol=1e-6)
+    np.testing.assert_allclose(second.patches.mean((1, 2)), second.pooled, atol=1e-6)
+    np.testing.assert_array_equal(third.pooled, last.pooled)
+    with pytest.raises(ValueError, match="blocks must be 1 to 3, got 4"):
+        model.intermediate(x)
+
+
+def test_bfloat16_stays_bfloat16_and_sums_in_float32() -> None:
+    model = dinojax.create_model("resnet50", nnx.Rngs(0), **TINY)
+    x = 3 + jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
+    model(x, train=True)
+    graph, params = tree.split(model)
+    half = tree.merge(graph, {path: value.astype(jnp.bfloat16) for path, value in params.items()})
+    for run in (half, fold(half)):
+        found = run(x.astype(jnp.bfloat16)).pooled
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), model(x).pooled, rtol=0.1, atol=0.05)
+        assert run(x).pooled.dtype == jnp.float32  # of wider images, as of a ViT's
+    # Statistics of bfloat16 numbers, whose sum would stop growing where it is a few hundred times as large as they are.
+    norm, many = BatchNorm(1, arguments("resnet50")), jnp.full((4, 64, 64, 1), 3.0, jnp.bfloat16).at[0].set(1.0)
+    norm(many, train=True)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * 2.5, rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * 0.75, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +257,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         ({"depth": 6, "heads": 3}, "model resnet50 has no argument depth, heads; it has blocks, bn_eps"),
         ({"drop_path": 0.1}, "no argument drop_path"),
         ({"filters": (8, 8)}, r"blocks \[3, 4, 6, 3\] and filters \[8, 8\] must be as many"),
-        ({"stem": 0}, "above 0 with the stem, 0"),
+        ({"stem": 0}, "stem is 0; it must be above 0"),
+        ({"filters": (8, 8, 0, 8)}, "filters is 0"),
+        ({"channels": 0}, "channels is 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(overrides: dict[str, object], message: str) -> None:

@@ -12,7 +12,7 @@ import dinojax
 from dinojax import tree
 from dinojax.errors import UsageError
 from dinojax.models import VisionTransformer
-from dinojax.models.heads import DINOHead
+from dinojax.models.heads import DINOHead, LinearHead
 from tests import goldens_reader as goldens
 from tests import rebuilt
 
@@ -157,6 +157,13 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model(jnp.zeros((1, 28, 28, 1)))
     with pytest.raises(UsageError, match="vits16"):
         dinojax.create_model("vits16", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="multiples of 14, got 0×28"):
+        model(jnp.zeros((1, 0, 28, 3)))
+    with pytest.raises(ValueError, match="blocks must be 0 to 3, got 4"):
+        model.stream(jnp.zeros((1, 28, 28, 3)), 4)
+    for wrong in ({"heads": 0}, {"depth": -1}, {"width": 0}, {"patch_size": 0}, {"registers": -1}, {"mlp": "relu"}):
+        with pytest.raises(UsageError, match=f"model vits14: .*{next(iter(wrong))}"):
+            dinojax.create_model("vits14", nnx.Rngs(0), **wrong)
     with pytest.raises(UsageError, match="widht"):
         dinojax.create_model("vits14", rngs=nnx.Rngs(0), widht=3)
 
@@ -193,6 +200,18 @@ def test_the_stream_and_the_final_norm_give_the_features() -> None:
         tokens = model.norm(model.stream(x, blocks))
         np.testing.assert_allclose(tokens[:, 0], features.pooled, atol=1e-6)
         np.testing.assert_allclose(tokens[:, 3:].reshape(2, 2, 2, 32), features.patches, atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_linear_head_reads_class_tokens_in_order_and_then_the_mean_patch(blocks: int) -> None:
+    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **{**TINY, "depth": 5}, registers=2)
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.standard_normal(((blocks + 1) * 32, 7)), rng.standard_normal(7)
+    x = jax.random.normal(jax.random.key(1), (2, 28, 42, 3))
+    tokens = [np.asarray(model.norm(model.stream(x, number))) for number in range(6 - blocks, 6)]
+    inputs = np.concatenate([*(of[:, 0] for of in tokens), tokens[-1][:, 3:].mean(1)], axis=1)
+    logits = LinearHead(jnp.asarray(kernel), jnp.asarray(bias), blocks)(model, x)
+    np.testing.assert_allclose(logits, inputs @ kernel + bias, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_of_bfloat16_is_float32_and_of_no_block_refused() -> None:

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 import dinojax
 from dinojax.models import ViTArguments
+from dinojax.models.store import load_linear_head
 from tests import goldens_reader as goldens
 from tests.weights_convert import published, torch_files
 from weights_convert.__main__ import convert_file, main
@@ -226,6 +227,10 @@ def test_a_linear_head_goes_beside_its_backbone(tmp_path: Path, blocks: int, inp
         "linear_head.safetensors",
     }
     dinojax.load_model(directory)
+    loaded = load_linear_head(directory)
+    assert loaded.blocks == blocks
+    np.testing.assert_array_equal(loaded.kernel[...], weight.T)
+    np.testing.assert_array_equal(loaded.bias[...], head["bias"])
 
 
 def test_a_linear_head_without_its_backbone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
