@@ -1,9 +1,11 @@
 """`python -m weights_convert SRC DST`: weight files of other projects become model directories, and back."""
 
 import argparse
+import io
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -11,7 +13,7 @@ from typing import Literal, NoReturn
 from dinojax.errors import RunError, UsageError
 from dinojax.models.store import read_description, write_arrays, write_model
 from weights_convert import inspection, readers, writers
-from weights_convert.layouts import Converted, linear_head_fits, recognise
+from weights_convert.layouts import Converted, linear_head_fits, recognise_source
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +46,7 @@ def convert_file(
         )
     read = readers.read_file(source)
     try:
-        converted = recognise(read.tensors, heads, read.config, part)
+        converted = recognise_source(read, heads, part)
         origin = {"file": source.resolve().name if source.is_dir() else source.name}
         origin |= {"sha256": read.sha256(), "layout": converted.layout}
         if converted.arguments is None:
@@ -76,6 +78,8 @@ def _write_linear_head(converted: Converted, origin: dict[str, str], directory: 
     if not (directory / "model.json").is_file():
         raise UsageError(f"is a linear head; name the model directory of its backbone, which {directory} is not")
     description = read_description(directory)
+    if "classifier" in description:
+        raise UsageError(f"is a linear head of a pre-trained backbone; {directory} is a fine-tuned classifier")
     try:
         width = description["arguments"]["width"]
     except (KeyError, TypeError):
@@ -174,4 +178,7 @@ def _run(options: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves nothing behind, as Ctrl-C
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the terminal has no ×
     sys.exit(main())

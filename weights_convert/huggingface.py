@@ -5,6 +5,7 @@ Also the `pretrained_cfg` of timm's `config.json`. What a file says and our mode
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,43 @@ def heads_of(config: Mapping[str, Any]) -> int | None:
     return heads
 
 
+def timm_heads_of(config: Mapping[str, Any]) -> int | None:
+    """The number of attention heads in `config.json` of a timm model, where one is given.
+
+    Raises:
+      RunError: it is no number above 0, or the model was made with arguments that change what it computes.
+    """
+    arguments = _timm_arguments(config)
+    if unknown := sorted(arguments.keys() - _TIMM_ARGUMENTS):
+        raise RunError(f"{_CONFIG} gives model_args {', '.join(unknown)}, with which timm's model is not DINOv2's")
+    return heads_of({"num_attention_heads": arguments.get("num_heads")})
+
+
+def check_timm_resnet(config: Mapping[str, Any]) -> None:
+    """Asserts that `config.json`, if it is timm's, is not that of a ResNet with another arithmetic and the same shapes.
+
+    Raises:
+      RunError: it is, or the model was made with arguments that change what it computes.
+    """
+    architecture = config.get("architecture", "resnet")
+    if not isinstance(architecture, str) or not re.fullmatch(r"(gluon_|tv_|wide_)?resnet[0-9v_b]*", architecture):
+        raise RunError(f"{_CONFIG} describes a {architecture!r}, which is no plain ResNet")
+    if unknown := sorted(_timm_arguments(config).keys() - _TIMM_ARGUMENTS):
+        raise RunError(f"{_CONFIG} gives model_args {', '.join(unknown)}, with which timm's model is no plain ResNet")
+
+
+def _timm_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    arguments = config.get("model_args")
+    return arguments if isinstance(arguments, dict) else {}
+
+
+# Of timm's `create_model`, what shapes tell or what changes no feature.
+_TIMM_ARGUMENTS = {
+    *("num_classes", "global_pool", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads"),
+    *("reg_tokens", "init_values", "dynamic_img_size", "drop_rate", "drop_path_rate", "pos_drop_rate", "layers"),
+}
+
+
 def check(config: Mapping[str, Any], arguments: ViTArguments) -> None:
     """Asserts that a model of transformers' `config.json` is what the arguments describe and our model computes.
 
@@ -37,15 +75,14 @@ def check(config: Mapping[str, Any], arguments: ViTArguments) -> None:
     if arguments.mlp == "swiglu":
         del expected["hidden_act"]  # SwiGLU's is SiLU whatever stands there
     given = {key: _first_side(value) if key.endswith("_size") else value for key, value in config.items()}
-    checked = expected.keys() - _OF_TRAINING
-    wrong = [key for key in expected if key in checked and key in given and given[key] != expected[key]]
+    wrong = [key for key in expected if key not in _UNCHECKED and key in given and given[key] != expected[key]]
     if wrong:
         lines = [f"{key} {given[key]!r}, expected {expected[key]!r}" for key in wrong]
         raise RunError(f"{_CONFIG} describes another model ({len(wrong)} differences): {'; '.join(lines)}")
 
 
 # Of no account for what a trained model computes, or of the folder alone.
-_OF_TRAINING = {
+_UNCHECKED = {
     *("architectures", "dtype", "mlp_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("layerscale_value", "initializer_range", "use_mask_token"),
 }

@@ -12,7 +12,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.models import ARGUMENTS, Arguments, Preprocessing, ViTArguments
 from dinojax.models.store import read_description, read_params
 from weights_convert import readers
-from weights_convert.layouts import Converted, recognise
+from weights_convert.layouts import Converted, recognise_source
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -32,7 +32,7 @@ def inspect_file(path: Path, heads: int | None = None, part: Literal["teacher", 
     source = readers.read_file(path)
     lines = [f"{path}: {source.kind}", f"sha256         {source.sha256()}"]
     try:
-        converted = recognise(source.tensors, heads, source.config, part)
+        converted = recognise_source(source, heads, part)
     except UsageError as error:
         lines.append(f"layout         known, but {error}")
     except RunError as error:

@@ -17,6 +17,7 @@ from dinojax.models.features import imagenet_preprocessing
 from dinojax.models.store import LazyArrays
 from weights_convert import huggingface, tables
 from weights_convert.mapping import Table, to_ours
+from weights_convert.readers import Source
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -33,7 +34,9 @@ _IMAGENET = Preprocessing()
 _CAFFE_MEAN = (103.939 / 255, 116.779 / 255, 123.68 / 255)
 _RADIMAGENET_KERAS = Preprocessing(size=256, mean=_CAFFE_MEAN, std=(1.0, 1.0, 1.0), order="BGR")
 _RADIMAGENET_PYTORCH = Preprocessing(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-# keras.applications' own ImageNet weights are of the caffe mode, in grey levels.
+# keras.applications' own ImageNet weights are of the caffe mode, in grey levels. Without the classifier nothing in the
+# file tells them from RadImageNet's but the digest that Keras states (keras/src/applications/resnet.py).
+_IMAGENET_KERAS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 _IMAGENET_KERAS = Preprocessing(size=224, mean=_CAFFE_MEAN, std=(1 / 255,) * 3, order="BGR")
 
 
@@ -69,6 +72,16 @@ class Converted:
     """Parameters that the layout has no place for."""
 
 
+def recognise_source(
+    source: Source, heads: int | None = None, part: Literal["teacher", "student"] = "teacher"
+) -> Converted:
+    """As `recognise`, of all that was read."""
+    converted = recognise(source.tensors, heads, source.config, part)
+    if converted.layout == "keras" and source.md5() == _IMAGENET_KERAS_MD5:
+        return dataclasses.replace(converted, preprocessing=_IMAGENET_KERAS)
+    return converted
+
+
 def recognise(
     tensors: Tensors,
     heads: int | None = None,
@@ -97,12 +110,16 @@ def recognise(
     if hf := [prefix for prefix in _HF_PREFIXES if prefix + _HF_PATCH_EMBED in tensors]:
         return _huggingface(tensors, hf[0], heads, config)
     if _PATCH_EMBED in tensors:
-        without_mask = "mask_token" not in tensors and "register_tokens" not in tensors
-        return _vit("timm" if without_mask or "reg_token" in tensors else "dinov2", _unchunk(tensors), heads, config)
+        without_mask = not ({"mask_token", "register_tokens", "blocks.0.mlp.w12.weight"} & tensors.keys())
+        if without_mask or "reg_token" in tensors:
+            heads = _agreed(heads, huggingface.timm_heads_of(config))
+            return _vit("timm", tensors, heads, config)
+        return _vit("dinov2", _unchunk(tensors), heads, config)
     for known in _RESNETS:
         if known.mark in tensors:
             if heads is not None:
                 raise UsageError("a ResNet has no attention heads; leave out --heads")
+            huggingface.check_timm_resnet(config)
             return _resnet(known, tensors, config)
     if tensors.keys() == {"weight", "bias"} and tensors["weight"].ndim == 2:
         head = to_ours(tensors, tables.LINEAR_HEAD)
@@ -178,13 +195,17 @@ def _huggingface(tensors: Tensors, prefix: str, heads: int | None, config: Mappi
     plain = {name.removeprefix(prefix): array for name, array in tensors.items()}
     if len(plain) != len(tensors):
         raise RunError(f"holds the same tensor twice, with the prefix {prefix} and without")
-    told = huggingface.heads_of(config)
-    if None not in (heads, told) and heads != told:
-        raise UsageError(f"config.json says {told} attention heads, --heads {heads}; leave out --heads")
-    converted = _vit("hf", plain, told or heads, config)
+    converted = _vit("hf", plain, _agreed(heads, huggingface.heads_of(config)), config)
     assert isinstance(converted.arguments, ViTArguments)
     huggingface.check(config, converted.arguments)
     return converted
+
+
+def _agreed(heads: int | None, told: int | None) -> int | None:
+    """The number of attention heads that the user or a configuration gives."""
+    if None not in (heads, told) and heads != told:
+        raise UsageError(f"config.json says {told} attention heads, --heads {heads}; leave out --heads")
+    return told or heads
 
 
 def _vit(layout: str, tensors: Tensors, heads: int | None, config: Mapping[str, Any]) -> Converted:
@@ -324,8 +345,25 @@ def check_model(name: str, arguments: Arguments, shapes: Mapping[str, tuple[int,
     Raises:
       RunError: they are not; the message names `what` and lists the whole difference.
     """
-    _, expected = tree.split(nnx.eval_shape(lambda: build(name, arguments, nnx.Rngs(0))))
+    _, params = tree.split(nnx.eval_shape(lambda: build(name, _shallow(arguments), nnx.Rngs(0))))
+    expected = {other: leaf for path, leaf in params.items() for other in _alike(path, arguments)}
     tree.check(expected, {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}, what)
+
+
+def _shallow(arguments: Arguments) -> Arguments:
+    """Of a model with no more blocks than there are kinds: building one takes its time."""
+    if isinstance(arguments, ViTArguments):
+        return dataclasses.replace(arguments, depth=1)
+    return dataclasses.replace(arguments, blocks=tuple(min(count, 2) for count in arguments.blocks))
+
+
+def _alike(path: str, arguments: Arguments) -> list[str]:
+    """A parameter's path in the shallow model, and those of the further blocks that are like its own."""
+    if isinstance(arguments, ViTArguments):
+        return [re.sub(r"^blocks\.0\.", f"blocks.{i}.", path) for i in range(arguments.depth)]
+    if match := re.fullmatch(r"layers\.([0-9]+)\.1\.(.*)", path):
+        return [f"layers.{match[1]}.{k}.{match[2]}" for k in range(1, arguments.blocks[int(match[1])])]
+    return [path]
 
 
 def _within(part: str, convert: Callable[[Any], Any], tensors: Tensors) -> Any:

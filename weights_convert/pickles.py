@@ -27,6 +27,8 @@ _ELEMENTS: dict[str, np.dtype[Any]] = {
     "torch.BoolStorage": np.dtype(np.bool_),
 }
 _FUNCTIONS = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
+# What optimizers hold besides tensors: NumPy's numbers. Calls of these do nothing and give nothing.
+_INERT = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode"}
 MOST = 5_000_000  # instructions; a checkpoint needs about forty for each tensor
 SHARDED = (
     "holds one rank's part of an FSDP model; load every part with the code that wrote them, gather the weights with "
@@ -119,7 +121,7 @@ def _run(file: Any) -> Any:
             stack.append(_called(*_popped(stack, 2)))
         elif name == "BUILD":  # hangs attributes (`_metadata`) on a state dict; nothing needs them
             owner, _ = _popped(stack, 2)
-            if not isinstance(owner, dict):
+            if not isinstance(owner, dict | None):
                 raise TypeError
             stack.append(owner)
         elif name == "BINPERSID":
@@ -169,7 +171,7 @@ def _refused(asked: str) -> str:
 
 
 def _known(name: str) -> _Global:
-    if name in _FUNCTIONS or name in _ELEMENTS:
+    if name in _FUNCTIONS or name in _ELEMENTS or name in _INERT:
         return _Global(name)
     raise RunError(SHARDED if name.startswith("torch.distributed") else _refused(name))
 
@@ -180,10 +182,14 @@ def _called(function: object, arguments: object) -> Any:
             return {}
         case _Global("collections.OrderedDict"), (list(items) | tuple(items),):
             return _dict(items)
-        case _Global("torch._utils._rebuild_tensor_v2"), (storage, offset, shape, strides, *_):
+        case _Global("torch._utils._rebuild_tensor_v2"), (storage, offset, shape, strides, _, _, *metadata):
+            if any(metadata):
+                raise RunError("has tensors that are kept negated or conjugated; save them anew, resolved")
             return View(storage, offset, shape, strides)
         case _Global("torch._utils._rebuild_parameter"), (View() as view, *_):
             return view
+        case _Global(name), tuple() if name in _INERT:
+            return None
     raise TypeError
 
 

@@ -20,6 +20,7 @@ from weights_convert.pickles import SHARDED
 
 # As transformers looks for them: one file, or the index of several.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_SETTINGS = ("config.json", "preprocessor_config.json")
 _LONGEST_NAME = 500
 _LONGEST_JSON = 64 << 20  # bytes
 
@@ -41,7 +42,13 @@ class Source:
 
     def sha256(self) -> str:
         """The digest of the weights; of several files, that of all one after the other, in the order of `weights`."""
-        digest = hashlib.sha256()
+        return self._digest(hashlib.sha256())
+
+    def md5(self) -> str:
+        """Likewise; for telling files by digests that their publishers gave, and no proof against forgery."""
+        return self._digest(hashlib.md5(usedforsecurity=False))
+
+    def _digest(self, digest: "hashlib._Hash") -> str:
         for path in self.weights:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
@@ -59,7 +66,7 @@ def read_file(path: Path) -> Source:
 
     Files: what torch.save wrote (PyTorch 0.4 and later; `.pth`, `.pt`, `.bin`), `.safetensors`, Keras' `.h5`. Folders:
     `model.safetensors` or `pytorch_model.bin`, or the index of several such files, beside `config.json`. One of these
-    files by itself is read as its folder is, where `config.json` lies beside it.
+    files by itself is read as its folder is, where its settings lie beside it.
 
     Names in a pickle's nested containers are joined with dots, so that the class token of a teacher checkpoint is
     called `teacher.backbone.cls_token`; whatever is no tensor is left out. For Keras' names see `keras.read_keras`.
@@ -75,7 +82,7 @@ def read_file(path: Path) -> Source:
         if found is None:
             raise RunError(f"{path}: a folder without {' or '.join(_WEIGHTS[::2])}; name a file, or such a folder")
         return _read_folder(path, found)
-    if path.name in _WEIGHTS and path.with_name("config.json").is_file():
+    if path.name in _WEIGHTS and any(path.with_name(name).is_file() for name in _SETTINGS):
         return _read_folder(path, path)
     tensors, kind = _read_weights(path)
     return Source(tensors, None, path, kind, (path,))
@@ -84,6 +91,8 @@ def read_file(path: Path) -> Source:
 def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of one file, and what kind of file it is."""
     try:
+        if not path.is_file():  # opening a pipe would wait for somebody to write
+            raise RunError(f"{path}: cannot be read: it is no regular file")
         with path.open("rb") as file:
             if not file.read(1):
                 raise RunError(f"{path}: the file is empty")
@@ -126,9 +135,9 @@ def _check(tensors: Mapping[str, np.ndarray]) -> None:
 def _read_folder(path: Path, found: Path) -> Source:
     """A Hugging Face folder, as whose part `path` was named and whose weights, or their index, are `found`."""
     folder = found.parent
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    if (folder / "preprocessor_config.json").is_file():
-        config = (config or {}) | {"preprocessor": _read_json(folder / "preprocessor_config.json")}
+    config = _read_json(folder / _SETTINGS[0]) if (folder / _SETTINGS[0]).is_file() else None
+    if (folder / _SETTINGS[1]).is_file():
+        config = (config or {}) | {"preprocessor": _read_json(folder / _SETTINGS[1])}
     if found.suffix != ".json":
         tensors, kind = _read_weights(found)
         return Source(tensors, config, path, f"Hugging Face folder with a {kind}", (found,))

@@ -19,6 +19,7 @@ from weights_convert.mapping import Table, to_theirs
 
 Layout = Literal["dinov2", "hf", "timm", "torchvision"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+_LIBRARIES: Mapping[Layout, str] = {"hf": "transformers", "timm": "timm"}
 _METADATA = {"format": "pt"}  # without it, some versions of transformers refuse the file
 
 
@@ -135,6 +136,11 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
             lines.append(
                 f"heads: {arguments.heads} is not kept; {taken}, so say --heads {arguments.heads} on the way in"
             )
+    if isinstance(arguments, ViTArguments) and to != "dinov2" and not arguments.registers:
+        lines.append(
+            f"positions: at other sizes than {arguments.image_size} pixels {_LIBRARIES[to]} interpolates them otherwise "
+            "than DINOv2 does where there are no registers, and its features differ"
+        )
     usual = usual_preprocessing(arguments)
     kept = ("size", "mean", "std") if to == "hf" else ()
     for field in dataclasses.fields(Preprocessing):
@@ -146,8 +152,7 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
 
 def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:
     """A folder that transformers' `from_pretrained` reads."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = store.partial_path(folder)
     partial.mkdir(parents=True)
     try:
         store.write_arrays(partial / "model.safetensors", tensors, _METADATA)

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import math
 import mmap
+import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +92,7 @@ def write_model(
     Raises:
       UsageError: the directory exists and may not be replaced.
     """
-    directory = Path(directory)
+    directory = Path(directory).resolve()
     if directory.exists() and not overwrite and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
     description = {
@@ -102,22 +103,27 @@ def write_model(
         **(details or {}),
         "versions": {package: importlib.metadata.version(package) for package in ("dinojax", "jax", "flax")},
     }
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_path(directory)
+    replaced = partial.with_suffix(".replaced")
     partial.mkdir(parents=True)
     try:
         for file, arrays in {"params": params, **(extra or {})}.items():
             write_arrays(partial / f"{file}.safetensors", arrays)
         (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
-        replaced = directory.with_name(f".{directory.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
         if directory.exists():
             directory.rename(replaced)
         partial.rename(directory)
-        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        if replaced.exists() and not directory.exists():
+            replaced.rename(directory)
         raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Where to write what shall become `path` at once when it is whole: beside it, and no two writers' the same."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
@@ -129,9 +135,12 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         hint = f"take {inside}" if (inside / "model.json").is_file() else "python -m weights_convert SRC DST makes one"
         raise UsageError(f"{directory} is not a model directory: {why}; {hint}")
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(description, dict):
+        raise RunError(f"{path} cannot be read: it holds no settings by name")
+    return description
 
 
 def read_params(directory: str | Path, file: str = "params") -> dict[str, np.ndarray]:
@@ -253,11 +262,10 @@ def write_arrays(path: str | Path, arrays: Arrays, metadata: Mapping[str, str] |
       RunError: the format has no such dtype.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         with partial.open("wb") as file:
             _write(file, arrays, metadata)
-        partial.chmod(0o644)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
