@@ -138,8 +138,8 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
             )
     if isinstance(arguments, ViTArguments) and to != "dinov2" and not arguments.registers:
         lines.append(
-            f"positions: at other sizes than {arguments.image_size} pixels {_LIBRARIES[to]} interpolates them otherwise "
-            "than DINOv2 does where there are no registers, and its features differ"
+            f"positions: at other sizes than {arguments.image_size} pixels {_LIBRARIES[to]} interpolates them in "
+            "another way than DINOv2 where there are no registers, and its features differ"
         )
     usual = usual_preprocessing(arguments)
     kept = ("size", "mean", "std") if to == "hf" else ()

@@ -17,7 +17,16 @@ import dinojax
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Preprocessing, ResNet, VisionTransformer
-from dinojax.models.store import LazyArrays, load_vit, map_arrays, read_description, read_params, write_arrays
+from dinojax.models.store import (
+    LazyArrays,
+    load_linear_head,
+    load_vit,
+    map_arrays,
+    read_description,
+    read_params,
+    write_arrays,
+    write_model,
+)
 
 TINY = {"width": 32, "depth": 1, "heads": 2, "image_size": 28}
 TINY_RESNET = {"blocks": (1, 2), "filters": (4, 8), "stem": 8}
@@ -52,10 +61,59 @@ def test_a_model_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_model_that_is_being_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "model"
+    dinojax.save_model(directory, tiny(0))
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dinojax.save_model(directory, tiny(1), overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    np.testing.assert_array_equal(load_vit(directory).pos_embed[...], tiny(0).pos_embed[...])
+
+
+def test_a_link_to_a_model_stays_one(tmp_path: Path) -> None:
+    link, disk = tmp_path / "model", tmp_path / "disk"
+    dinojax.save_model(disk, tiny(0))
+    link.symlink_to(disk)
+    for seed in (1, 2):
+        dinojax.save_model(link, tiny(seed), overwrite=True)
+        np.testing.assert_array_equal(load_vit(disk).pos_embed[...], tiny(seed).pos_embed[...])
+    assert link.is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "disk"}
+
+
+def test_of_two_writers_one_wins_with_all_its_files(tmp_path: Path) -> None:
+    """The second one writes, from beginning to end, while the first one is at its first array."""
+    _, params = tree.split(tiny(0))
+    arguments, directory = tiny().arguments, tmp_path / "model"
+
+    def slowly(path: str) -> np.ndarray:
+        if not directory.exists():
+            dinojax.save_model(directory, tiny(1), source={"file": "second"})
+        return np.asarray(params[path])
+
+    lazy = LazyArrays({path: (value.shape, value.dtype, partial(slowly, path)) for path, value in params.items()})
+    write_model(directory, "vitt14", arguments, lazy, Preprocessing(), {"file": "first"}, overwrite=True)
+    assert read_description(directory)["source"] == {"file": "first"}
+    np.testing.assert_array_equal(read_params(directory)["pos_embed"], params["pos_embed"])
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_what_is_no_model_ends_in_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="nowhere is not a model directory"):
+    with pytest.raises(UsageError, match="nowhere is not a model directory: there is nothing of this name"):
         dinojax.load_model(tmp_path / "nowhere")
     dinojax.save_model(tmp_path / "model", tiny())
+    with pytest.raises(UsageError, match=r"has no model\.json; take .*model"):
+        dinojax.load_model(tmp_path)
+    with pytest.raises(UsageError, match="holds no linear head"):
+        load_linear_head(tmp_path / "model")
     described = json.loads((tmp_path / "model" / "model.json").read_text())
     described["arguments"]["depth"] = 2
     (tmp_path / "model" / "model.json").write_text(json.dumps(described))
@@ -67,9 +125,15 @@ def test_what_is_no_model_ends_in_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "model" / "params.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(RunError, match="cannot be read"):
         dinojax.load_model(tmp_path / "model")
-    (tmp_path / "model" / "model.json").write_text("{")
-    with pytest.raises(RunError, match=r"model\.json cannot be read"):
-        dinojax.load_model(tmp_path / "model")
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "model" / "model.json").write_text(text)
+        with pytest.raises(RunError, match=r"model\.json cannot be read"):
+            dinojax.load_model(tmp_path / "model")
+    for key, value in {"heads": 0, "depth": -1, "width": "wide", "mlp": "relu"}.items():
+        wrong = {**described, "arguments": {**described["arguments"], key: value}}
+        (tmp_path / "model" / "model.json").write_text(json.dumps(wrong))
+        with pytest.raises(RunError):
+            dinojax.load_model(tmp_path / "model")
 
 
 def test_a_resnet_loads_to_the_same_outputs(tmp_path: Path) -> None:
@@ -129,7 +193,8 @@ def test_written_arrays_are_read_by_safetensors_and_mapped_bit_for_bit(tmp_path:
     mapped = map_arrays(path)
     assert_same_bits(mapped, arrays)
     assert all(array.flags.aligned and not array.flags.writeable for array in mapped.values())
-    assert path.stat().st_mode & 0o777 == 0o644
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     write_arrays(path, {"x": jnp.arange(3, dtype=jnp.bfloat16)})
     np.testing.assert_array_equal(map_arrays(path)["x"], np.arange(3).astype(ml_dtypes.bfloat16))
     assert_same_bits(mapped, arrays)  # the file that they are views of lives on

@@ -240,6 +240,11 @@ def test_a_linear_head_without_its_backbone_is_refused(tmp_path: Path, capsys: p
         argv = [str(files() / name), str(tmp_path / name), *(["--heads", "2"] if name.startswith("dino") else [])]
         assert main(argv) == 0
     vit, resnet = tmp_path / "dinov2_tiny_pretrain.pth", tmp_path / "resnet50_tiny_notop_weights.h5"
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    (classifier / "model.json").write_text(
+        json.dumps(json.loads((vit / "model.json").read_text()) | {"classifier": {"outputs": 1}})
+    )
     capsys.readouterr()
     for source, directory, status, said in [
         ("head.pth", tmp_path / "absent", 2, "name the model directory of its backbone"),
@@ -247,6 +252,7 @@ def test_a_linear_head_without_its_backbone_is_refused(tmp_path: Path, capsys: p
         ("other.pth", vit, 1, "neither 2 nor 5 times the backbone's width, 32"),
         ("head.pth", vit, 0, ""),
         ("head.pth", vit, 2, "exists already"),
+        ("head.pth", classifier, 2, "is a fine-tuned classifier"),
     ]:
         before = {path: path.read_bytes() for path in vit.iterdir()}
         assert main([str(tmp_path / source), str(directory)]) == status

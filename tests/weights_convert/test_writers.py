@@ -21,7 +21,7 @@ from weights_convert.layouts import Converted, recognise
 
 VIT: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "image_size": 70}
 POSITIONS = (
-    "positions: at other sizes than 70 pixels {} interpolates them otherwise than DINOv2 does where there are no "
+    "positions: at other sizes than 70 pixels {} interpolates them in another way than DINOv2 where there are no "
     "registers, and its features differ"
 )
 HEADS = "heads: 2 is not kept; readers must ask for it, so say --heads 2 on the way in"
