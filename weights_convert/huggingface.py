@@ -16,15 +16,15 @@ _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _MODEL_TYPES = {False: "dinov2", True: "dinov2_with_registers"}
 
 
-def heads_of(config: Mapping[str, Any]) -> int | None:
+def heads_of(config: Mapping[str, Any], key: str = "num_attention_heads") -> int | None:
     """The number of attention heads, where the configuration gives one.
 
     Raises:
       RunError: it gives something else than a number above 0.
     """
-    heads = config.get("num_attention_heads")
+    heads = config.get(key)
     if heads is not None and (type(heads) is not int or heads < 1):
-        raise RunError(f"{_CONFIG} says num_attention_heads {heads!r}, expected a number above 0")
+        raise RunError(f"{_CONFIG} says {key} {heads!r}, expected a number above 0")
     return heads
 
 
@@ -34,10 +34,7 @@ def timm_heads_of(config: Mapping[str, Any]) -> int | None:
     Raises:
       RunError: it is no number above 0, or the model was made with arguments that change what it computes.
     """
-    arguments = _timm_arguments(config)
-    if unknown := sorted(arguments.keys() - _TIMM_ARGUMENTS):
-        raise RunError(f"{_CONFIG} gives model_args {', '.join(unknown)}, with which timm's model is not DINOv2's")
-    return heads_of({"num_attention_heads": arguments.get("num_heads")})
+    return heads_of(_timm_arguments(config), "num_heads")
 
 
 def check_timm_resnet(config: Mapping[str, Any]) -> None:
@@ -47,20 +44,24 @@ def check_timm_resnet(config: Mapping[str, Any]) -> None:
       RunError: it is, or the model was made with arguments that change what it computes.
     """
     architecture = config.get("architecture", "resnet")
-    if not isinstance(architecture, str) or not re.fullmatch(r"(gluon_|tv_|wide_)?resnet[0-9v_b]*", architecture):
+    if not isinstance(architecture, str) or not re.fullmatch(r"(gluon_|tv_)?resnet[0-9v_b]*", architecture):
         raise RunError(f"{_CONFIG} describes a {architecture!r}, which is no plain ResNet")
-    if unknown := sorted(_timm_arguments(config).keys() - _TIMM_ARGUMENTS):
-        raise RunError(f"{_CONFIG} gives model_args {', '.join(unknown)}, with which timm's model is no plain ResNet")
+    _timm_arguments(config)
 
 
 def _timm_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     arguments = config.get("model_args")
-    return arguments if isinstance(arguments, dict) else {}
+    if not isinstance(arguments, dict):
+        return {}
+    if unknown := sorted(arguments.keys() - _TIMM_ARGUMENTS):
+        raise RunError(f"{_CONFIG} gives model_args {', '.join(unknown)}, which may change what the model computes")
+    return arguments
 
 
 # Of timm's `create_model`, what shapes tell or what changes no feature.
 _TIMM_ARGUMENTS = {
     *("num_classes", "global_pool", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads"),
+    *("mlp_ratio", "no_embed_class"),
     *("reg_tokens", "init_values", "dynamic_img_size", "drop_rate", "drop_path_rate", "pos_drop_rate", "layers"),
 }
 

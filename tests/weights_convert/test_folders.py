@@ -56,6 +56,18 @@ def test_shards_and_preprocessor(tmp_path: Path, suffix: str) -> None:
     assert source.sha256() == hashlib.sha256(both).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("config.json", {"size": 518}), ("preprocessor_config.json", {"preprocessor": {"size": 518}})],
+)
+def test_a_file_by_itself_is_read_with_what_lies_beside_it(
+    tmp_path: Path, name: str, config: dict[str, object]
+) -> None:
+    safetensors.numpy.save_file(TENSORS, tmp_path / "model.safetensors")
+    (tmp_path / name).write_text('{"size": 518}')
+    assert readers.read_file(tmp_path / "model.safetensors").config == config
+
+
 def test_one_file_goes_before_shards_and_torch_files_are_read(tmp_path: Path) -> None:
     torch_files.write_tensors(tmp_path / "pytorch_model.bin", {"a": np.zeros(1, np.float32)})
     assert readers.read(tmp_path).keys() == {"a"}

@@ -1,5 +1,6 @@
 """Keras' HDF5 files: what Keras wrote, and what must be refused."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from dinojax.errors import RunError
 from tests import goldens_reader as goldens
-from weights_convert import keras, readers
+from weights_convert import hdf5, keras, readers
 
 ROUNDING = 2**-22  # the weights were rebuilt twice, once in each library
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -128,6 +129,32 @@ def test_a_crash_of_the_library_is_one_line(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(keras, "_SECONDS", 1 if "sleep" in program else 120)
         with pytest.raises(RunError, match=said):
             readers.read(path)
+
+
+def test_the_process_that_lists_loads_no_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, program = tmp_path / "x.h5", tmp_path / "program.py"
+    with h5py.File(path, "w") as file:
+        file["a/w"] = VALUES
+    program.write_text("""import json, os, sys
+names = "HDF5_PLUGIN_PRELOAD", "OPENBLAS_NUM_THREADS", "HDF5_OF_THE_USER"
+print(json.dumps({"error": f"{[os.environ[name] for name in names]} {sys.flags.safe_path}"}))""")
+    monkeypatch.setattr(keras, "_PROGRAM", program)
+    monkeypatch.setenv("HDF5_PLUGIN_PRELOAD", "/plugins")
+    monkeypatch.setenv("HDF5_OF_THE_USER", "kept")
+    with pytest.raises(RunError, match=r"\['::', '1', 'kept'\] True"):
+        readers.read(path)
+
+
+def test_the_process_that_lists_is_bounded_before_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    for hard, data in [(resource.RLIM_INFINITY, 4 * 2**30), (2**30, 2**30)]:
+        done: list[object] = []
+        monkeypatch.setattr(resource, "getrlimit", lambda what, hard=hard: (hard, hard))
+        monkeypatch.setattr(resource, "setrlimit", lambda what, limits, done=done: done.append((what, limits)))
+        monkeypatch.setattr(hdf5, "write", lambda path, output, done=done: done.append(path))
+        monkeypatch.setattr(sys, "argv", ["hdf5.py", "x.h5"])
+        assert hdf5.main() == 0
+        assert done == [(resource.RLIMIT_DATA, (data, hard)), (resource.RLIMIT_CORE, (0, hard)), "x.h5"]
 
 
 def test_truncated_keras_files_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Which model the tensors are, told from names, shapes and what stands beside them."""
 
+import hashlib
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from dinojax.models.features import IMAGENET_MEAN, IMAGENET_STD
 from dinojax.models.store import write_arrays
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
-from weights_convert import readers
-from weights_convert.layouts import Converted, linear_head_fits, recognise
+from weights_convert import layouts, readers
+from weights_convert.layouts import Converted, check_model, linear_head_fits, recognise, recognise_source
 
 CAFFE_MEAN = tuple(value / 255 for value in (103.939, 116.779, 123.68))
 
@@ -127,6 +128,16 @@ def test_preprocessing_belongs_to_the_checkpoint() -> None:
         assert recognise(tensors).preprocessing == expected
 
 
+def test_the_digest_tells_keras_own_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = goldens.goldens_dir() / "files" / "resnet50_tiny_notop_weights.h5"
+    source = readers.read_file(path)
+    radimagenet = Preprocessing(256, CAFFE_MEAN, (1.0,) * 3, order="BGR")
+    assert recognise_source(source).preprocessing == radimagenet
+    monkeypatch.setattr(layouts, "_IMAGENET_KERAS_MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    imagenet = Preprocessing(224, CAFFE_MEAN, (1 / 255,) * 3, order="BGR")
+    assert recognise_source(source).preprocessing == imagenet
+
+
 def test_sizes_are_read_off() -> None:
     for width, heads, name in [(384, 6, "vits14"), (768, 12, "vitb14"), (192, 3, "vitt14")]:
         converted = recognise(published.rebuilt(published.backbone(width, 12, 3)))
@@ -135,10 +146,18 @@ def test_sizes_are_read_off() -> None:
     assert gated.arguments == ViTArguments(192, 1, 3, image_size=42, registers=5, mlp="swiglu")
     plain = recognise(published.rebuilt(published.timm(192, 1, 3)))
     assert (plain.layout, plain.arguments) == ("timm", ViTArguments(192, 1, 3, image_size=42))
-    grey = published.rebuilt(published.torchvision(**published.SMALL) | {"conv1.weight": (6, 1, 7, 7)})
-    told = recognise(grey)
-    assert told.arguments == ResNetArguments((1, 2, 1, 2), (2, 3, 4, 5), 6, channels=1)
-    assert told.preprocessing.mean == (pytest.approx(np.mean(IMAGENET_MEAN)),)
+
+
+def test_other_channels_than_colours_share_a_mean() -> None:
+    grey = recognise(published.rebuilt(published.torchvision(**published.SMALL) | {"conv1.weight": (6, 1, 7, 7)}))
+    assert grey.arguments == ResNetArguments((1, 2, 1, 2), (2, 3, 4, 5), 6, channels=1)
+    assert (grey.preprocessing.size, grey.preprocessing.order) == (224, "RGB")
+    assert grey.preprocessing.mean == pytest.approx((0.449,))
+    assert grey.preprocessing.std == pytest.approx((0.226,))
+    four = recognise(published.rebuilt(published.keras(**published.SMALL) | {"conv1_conv/kernel": (7, 7, 4, 6)}))
+    assert (four.preprocessing.size, four.preprocessing.order) == (256, "RGB")
+    assert four.preprocessing.mean == pytest.approx((344.398 / 765,) * 4)
+    assert four.preprocessing.std == (1.0,) * 4
 
 
 def test_dinobloom_is_a_teacher_at_224_pixels() -> None:
@@ -158,6 +177,7 @@ def test_a_training_checkpoint_gives_either_model() -> None:
         **head("model.teacher.ibot_head."),
         "model.dino_loss.center": np.zeros((1, 128), np.float32),
         "model.ibot_patch_loss.center": np.zeros((1, 1, 128), np.float32),
+        "scaler.scale": np.ones((), np.float32),
         **{f"optimizer.state.{i}.exp_avg": np.zeros(3, np.float32) for i in range(4)},
     }
     teacher, taken = recognise(tensors, heads=2), recognise(tensors, heads=2, part="student")
@@ -170,7 +190,7 @@ def test_a_training_checkpoint_gives_either_model() -> None:
     np.testing.assert_array_equal(teacher.heads["dino_head"]["mlp.2.kernel"], 3 * weight)
     np.testing.assert_array_equal(taken.heads["dino_head"]["mlp.2.kernel"], weight)
     assert "optimizer.* (4 tensors)" in teacher.ignored
-    assert "model.dino_loss.* (1 tensors)" in teacher.ignored
+    assert {"model.dino_loss.* (1 tensors)", "scaler.* (1 tensors)"} < {*teacher.ignored}
     assert f"model.student.* ({len(published.TINY) + len(published.TINY_HEAD)} tensors)" in teacher.ignored
     with pytest.raises(RunError, match=r"unexpected tensors \(1\): model\.teacher\.centre"):
         recognise(tensors | {"model.teacher.centre": norm}, heads=2)
@@ -188,6 +208,25 @@ def test_the_classifier_of_a_huggingface_model_is_left_out(prefix: str, register
     assert converted.params.keys() == recognise(backbone).params.keys()
     with pytest.raises(RunError, match=r"unexpected \(1\): pooler\.weight"):
         recognise(tensors | {"pooler.weight": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "classifier"),
+    [
+        (published.timm(192, 1, 3), ["head.weight", "head.bias"]),
+        (published.timm(192, 1, 3, registers=4, gated=512), ["head.weight"]),
+        (published.torchvision(**published.SMALL), ["fc.weight", "fc.bias"]),
+        (published.radimagenet(**published.SMALL), ["fc.weight", "fc.bias"]),
+        (published.radimagenet(**published.SMALL), ["classifier.weight", "head.1.weight", "head.1.bias"]),
+        (published.keras(**published.SMALL), ["dense/kernel", "dense_1/kernel", "dense_1/bias"]),
+        (published.keras(**published.SMALL), ["predictions/kernel", "probs/bias", "fc1000/kernel", "fc/bias"]),
+    ],
+)
+def test_other_classifiers_are_left_out(shapes: published.Shapes, classifier: list[str]) -> None:
+    tensors = published.rebuilt(shapes)
+    whole = recognise(tensors | {name: np.zeros((20, 7), np.float32) for name in classifier})
+    assert whole.ignored == tuple(classifier)
+    assert whole.params.keys() == recognise(tensors).params.keys()
 
 
 def test_a_huggingface_configuration_tells_and_is_believed() -> None:
@@ -210,6 +249,68 @@ def test_a_huggingface_configuration_tells_and_is_believed() -> None:
     assert not recognise(without, config=config | {"use_mask_token": False}).params["mask_token"].any()
     with pytest.raises(RunError, match=r"missing \(1\): embeddings\.mask_token"):
         recognise(without, config=config)
+
+
+COLOURS: dict[str, Any] = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "expected"),
+    [
+        (COLOURS, Preprocessing(70, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))),
+        (COLOURS | {"do_normalize": False}, Preprocessing(70, (0.0,) * 3, (1.0,) * 3)),
+        ({"do_normalize": True}, Preprocessing(70, IMAGENET_MEAN, IMAGENET_STD)),
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": True}, Preprocessing(224)),
+        ({"size": {"shortest_edge": 256}, "crop_size": 224, "do_center_crop": False}, Preprocessing(256)),
+    ],
+)
+def test_a_preprocessor_says_what_it_does(preprocessor: dict[str, Any], expected: Preprocessing) -> None:
+    tensors = published.rebuilt(published.hf(32, 2, 5))
+    assert recognise(tensors, 2, {"preprocessor": preprocessor}).preprocessing == expected
+
+
+@pytest.mark.parametrize(
+    "shapes", [published.timm(192, 1, 3), published.torchvision(**published.SMALL)], ids=["vit", "resnet"]
+)
+def test_timm_tells_the_preprocessing(shapes: published.Shapes) -> None:
+    told = {"input_size": [3, 518, 518], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 1.0}
+    converted = recognise(published.rebuilt(shapes), config={"pretrained_cfg": told})
+    assert converted.preprocessing == Preprocessing(518, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_timm_tells_the_heads() -> None:
+    tensors = published.rebuilt(published.timm(32, 1, 3))
+    config: dict[str, Any] = {"model_args": {"num_heads": 4, "img_size": 518, "init_values": 1e-5}}
+    for heads in (None, 4):
+        assert recognise(tensors, heads, config).arguments == ViTArguments(32, 1, 4, image_size=42)
+    with pytest.raises(UsageError, match="leave out --heads"):
+        recognise(tensors, 2, config)
+    with pytest.raises(RunError, match="expected a number above 0"):
+        recognise(tensors, config={"model_args": {"num_heads": "4"}})
+    with pytest.raises(RunError, match="model_args act_layer, qk_norm,"):
+        recognise(tensors, config={"model_args": {"qk_norm": True, "num_heads": 4, "act_layer": "relu"}})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"architecture": "resnet50"}, None),
+        ({"architecture": "gluon_resnet50_v1b"}, None),
+        ({"architecture": "tv_resnet50"}, None),
+        ({"architecture": "resnet50", "model_args": {"num_classes": 10}}, None),
+        ({"architecture": "resnetaa50"}, "'resnetaa50', which is no plain ResNet"),
+        ({"architecture": "resnetblur50"}, "'resnetblur50', which is no plain ResNet"),
+        ({"architecture": 50}, "50, which is no plain ResNet"),
+        ({"architecture": "resnet50", "model_args": {"act_layer": "silu"}}, "gives model_args act_layer,"),
+    ],
+)
+def test_timm_says_which_resnet_it_is(config: dict[str, Any], said: str | None) -> None:
+    tensors = published.rebuilt(published.torchvision(**published.SMALL))
+    if said is None:
+        assert recognise(tensors, config=config).layout == "torchvision"
+    else:
+        with pytest.raises(RunError, match=said):
+            recognise(tensors, config=config)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +380,12 @@ def test_what_wraps_all_names_is_looked_through(wrapper: str) -> None:
         recognise(tiny("x.backbone.") | {"head.weight": np.zeros((2, 32), np.float32)}, 2)
 
 
+def without(shapes: published.Shapes, name: str) -> dict[str, np.ndarray]:
+    return {key: tensor for key, tensor in published.rebuilt(shapes).items() if not key.startswith(name)}
+
+
 def resnet_without(name: str) -> dict[str, np.ndarray]:
-    tensors = published.rebuilt(published.torchvision(**published.SMALL))
-    return {key: tensor for key, tensor in tensors.items() if not key.startswith(name)}
+    return without(published.torchvision(**published.SMALL), name)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +397,8 @@ def resnet_without(name: str) -> dict[str, np.ndarray]:
         (resnet_without("x") | {"layer1.0.conv2.weight": np.zeros((2, 1, 3, 3), np.float32)}, "expected (2, 2, 3, 3)"),
         (tiny() | {"blocks.0.ls1.gamma": np.zeros((), np.float32)}, "blocks.0.ls1.gamma has (), expected (32)"),
         (tiny() | {"pos_embed": np.zeros((1, 27, 32), np.float32)}, "pos_embed has 27 positions"),
+        # Not timm's, which has no mask token but keeps SwiGLU under other names.
+        (without(published.backbone(32, 1, 3, gated=88), "mask_token"), "missing (1): mask_token"),
         ({"blocks.7.0.ls1.gamma": np.ones(32)} | tiny(), "its chunks hold the same block twice"),
         (
             tiny("teacher.backbone.") | {"teacher.backbone.blocks.1.0.ls1.gamma": np.ones(32)},
@@ -305,6 +411,31 @@ def test_other_tensors_are_refused_with_the_difference(tensors: dict[str, np.nda
         recognise(tensors, None if "conv1.weight" in tensors else 2)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_deep_models_are_checked_without_building_every_block() -> None:
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in published.backbone(4, 300, 1).items()}
+    converted = recognise(tensors, heads=1)  # would take minutes
+    assert converted.arguments == ViTArguments(4, 300, 1, image_size=14)
+    with pytest.raises(RunError, match=r"blocks\.250\.mlp\.fc1\.bias has \(15\), expected \(16\)"):
+        recognise(tensors | {"blocks.250.mlp.fc1.bias": np.zeros(15, np.float32)}, heads=1)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "path", "shape"),
+    [
+        (published.backbone(4, 300, 1), "blocks.250.mlp.fc1.kernel", (5, 16)),
+        (published.torchvision((1, 40, 1, 1), (2, 3, 4, 5), 6), "layers.1.30.conv2.kernel", (3, 3, 4, 3)),
+    ],
+    ids=["vit", "resnet"],
+)
+def test_every_block_of_a_deep_model_is_checked(shapes: published.Shapes, path: str, shape: tuple[int, ...]) -> None:
+    tensors = {name: np.zeros(of, np.float32) for name, of in shapes.items()}
+    converted = recognise(tensors, None if "conv1.weight" in tensors else 1)
+    assert converted.arguments is not None
+    check_model(converted.name, converted.arguments, converted.params.shapes, "the backbone")
+    with pytest.raises(RunError, match=rf"\(1 differences\): .*{path}"):
+        check_model(converted.name, converted.arguments, {**converted.params.shapes, path: shape}, "the backbone")
 
 
 def test_one_array_is_made_at_a_time(tmp_path: Path) -> None:

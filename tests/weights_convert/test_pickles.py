@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dinojax.errors import RunError
 from tests.weights_convert import torch_files
-from tests.weights_convert.torch_files import Call, Global, storage
+from tests.weights_convert.torch_files import Call, Global, numpy_number, storage, tensor
 from weights_convert import pickles, pytorch, readers
 
 
@@ -54,6 +55,28 @@ def test_a_pickle_cannot_crash_or_stall(
     with pytest.raises(RunError, match=said) as refusal:
         readers.read(path)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("package", ["numpy.core", "numpy._core"])
+def test_numbers_of_numpy_are_read_as_nothing(tmp_path: Path, package: str) -> None:
+    group = {"lr": numpy_number(0.3, package), "params": [0]}
+    tree = {"lr": numpy_number(7, package), "w": tensor(storage("0", 2), 0, (2,), (1,)), "param_groups": [group]}
+    values = np.array([1, 2], np.float32)
+    read = readers.read(torch_files.write(tmp_path / "x.pth", torch_files.pickled(tree), {"0": values.tobytes()}))
+    assert list(read) == ["w"]
+    np.testing.assert_array_equal(read["w"], values)
+
+
+def test_negated_and_conjugated_tensors_are_refused(tmp_path: Path) -> None:
+    plain = tensor(storage("0", 2), 0, (2,), (1,))
+    for metadata in ({}, {"neg": True}, {"conj": True}):
+        marked = Call(plain.function, (*plain.arguments, metadata))
+        path = torch_files.write(tmp_path / "x.pth", torch_files.pickled({"w": marked}), {"0": bytes(8)})
+        if metadata:
+            with pytest.raises(RunError, match="kept negated or conjugated"):
+                readers.read(path)
+        else:
+            np.testing.assert_array_equal(readers.read(path)["w"], [0, 0])
 
 
 def test_whole_modules_say_what_to_save_instead(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files to arrays: what the real libraries wrote, and what must be refused."""
 
+import os
 import random
 import re
 import zipfile
@@ -101,6 +102,10 @@ def test_golden_malicious_file_is_refused_by_name(tmp_path: Path, monkeypatch: p
         (("torch.storage", "_load_from_bytes"), ("x",)),
         (("collections", "OrderedDict.fromkeys"), ((),)),
         (("numpy", "load"), ("x",)),
+        (("numpy", "ndarray"), ((9,),)),
+        (("numpy.core.multiarray", "_reconstruct"), ("x",)),
+        (("numpy._core.multiarray", "fromfile"), ("x",)),
+        (("_codecs", "decode"), ("x", "latin1")),
     ],
 )
 def test_any_other_name_is_refused(
@@ -228,6 +233,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     if Path("/dev/zero").exists():
         with pytest.raises(RunError, match="cannot be read"):
             readers.read(Path("/dev/zero"))
+
+
+def test_big_endian_files_are_refused(tmp_path: Path) -> None:
+    path, program = tmp_path / "x.pth", torch_files.pickled({"w": tensor(storage("0", 2), 0, (2,), (1,))})
+    torch_files.write(path, program, {"0": bytes(8)}, byteorder="big")
+    with pytest.raises(RunError, match="big-endian machine"):
+        readers.read(path)
+    whole = (files() / "dinov2_tiny_legacy_format.pth").read_bytes()
+    little = b"little_endianq\x02\x88"  # True
+    assert whole.count(little) == 1
+    path.write_bytes(whole.replace(little, little[:-1] + b"\x89"))
+    with pytest.raises(RunError, match="big-endian machine"):
+        readers.read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names here")
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "x.pth"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)  # with something in it, so that reading would be wrong, but would not hang
+    try:
+        os.write(writer, b"PK")
+        with pytest.raises(RunError, match=r"x\.pth: cannot be read: it is no regular file"):
+            readers.read(pipe)
+    finally:
+        os.close(writer)
 
 
 def test_sharded_checkpoints_say_how_to_consolidate(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def tensor(stored: Any, offset: Any, shape: Any, strides: Any) -> Call:
     return Call(Global("torch._utils", "_rebuild_tensor_v2"), (stored, offset, shape, strides, False, hooks))
 
 
+def numpy_number(value: float, package: str = "numpy._core") -> Call:
+    """A number of NumPy's as protocol 2 has it; DINOv2's schedules leave such learning rates in optimizers."""
+    kind = Call(Global("numpy", "dtype"), ("f8", False, True), (3, "<", None, None, None, -1, -1, 0))
+    data = Call(Global("_codecs", "encode"), (np.float64(value).tobytes().decode("latin1"), "latin1"))
+    return Call(Global(f"{package}.multiarray", "scalar"), (kind, data))
+
+
 def pickled(tree: Any) -> bytes:
     """A pickle, protocol 2, of plain values and of the records above."""
     return b"\x80\x02" + _opcodes(tree) + b"."
@@ -87,11 +94,12 @@ def write(
     program: bytes,
     storages: Mapping[str, bytes] | Iterable[tuple[str, bytes]],
     compression: int = zipfile.ZIP_STORED,
+    byteorder: str = "little",
 ) -> Path:
     """`storages` are read one at a time, so that a file larger than memory can be written."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", program)
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("archive/byteorder", byteorder)
         for key, data in storages.items() if isinstance(storages, Mapping) else storages:
             archive.writestr(f"archive/data/{key}", data)
         archive.writestr("archive/version", "3\n")
@@ -134,7 +142,8 @@ def training_checkpoint(path: Path) -> dict[str, np.ndarray]:
     moments = np.ones(4, np.float32)
     records = state_dict({name: (array.shape, "float32") for name, array in flat.items()})
     state = {0: state_dict({"exp_avg": ((4,), "float32")}, first=len(flat))}
-    tree = {"model": records, "optimizer": {"state": state, "param_groups": [{"params": [0]}]}, "iteration": 7}
+    group = {"lr": numpy_number(0.3), "params": [0]}
+    tree = {"model": records, "optimizer": {"state": state, "param_groups": [group]}, "iteration": 7}
     storages = {str(number): array.tobytes() for number, array in enumerate([*flat.values(), moments])}
     write(path, pickled(tree), storages)
     return student
