@@ -55,7 +55,7 @@ def main() -> int:
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, ", end="")
     print(f"timm {timm.__version__}, transformers {transformers.__version__}, jax {jax.__version__}\n")
-    print(f"{'model':14} {'library':13} {'pixels':>6}  {'largest relative difference':27}  not in the file")
+    print(f"{'model':14} {'library':13} {'pixels':>6}  {'largest relative difference':27}  what the writer lists")
     worst = 0.0
     for case in CASES:
         for size, difference, lost in compare(case, arguments.seed):
