@@ -221,9 +221,10 @@ def _vit(layout: str, tensors: Tensors, heads: int | None, config: Mapping[str, 
 
 def _vit_table(layout: str, tensors: Tensors, config: Mapping[str, Any]) -> Table:
     if layout == "hf":
-        swiglu = any(name.endswith(".mlp.weights_in.weight") for name in tensors)
+        swiglu = any(name.endswith((".mlp.weights_in.weight", ".mlp.gate_proj.weight")) for name in tensors)
+        renamed = any(name.endswith(".attention.q_proj.weight") for name in tensors)
         mask_token = "embeddings.mask_token" in tensors or config.get("use_mask_token") is not False
-        return tables.hf_table("embeddings.register_tokens" in tensors, swiglu, mask_token)
+        return tables.hf_table("embeddings.register_tokens" in tensors, swiglu, mask_token, renamed)
     if layout == "timm":
         fc1, fc2 = (tensors.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
         # Of SwiGLU's two layers the first is twice as wide as the second reads.

@@ -52,15 +52,6 @@ _TIMM_SWIGLU = (
 )
 
 _HF_LAYER = "encoder.layer.{i}"
-_HF_QKV = tuple(f"{_HF_LAYER}.attention.attention.{part}" for part in ("query", "key", "value"))
-_HF_ATTENTION = (
-    *_norm(f"{_HF_LAYER}.norm1", "blocks.{i}.norm1"),
-    Row(tuple(f"{part}.weight" for part in _HF_QKV), "blocks.{i}.attn.qkv.kernel", "D D", "linear"),
-    Row(tuple(f"{part}.bias" for part in _HF_QKV), "blocks.{i}.attn.qkv.bias", "D"),
-    *_linear(f"{_HF_LAYER}.attention.output.dense", "D D", "blocks.{i}.attn.proj"),
-    Row(f"{_HF_LAYER}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma", "D"),
-    *_norm(f"{_HF_LAYER}.norm2", "blocks.{i}.norm2"),
-)
 _HF_MLP = (
     *_linear(f"{_HF_LAYER}.mlp.fc1", "H D", "blocks.{i}.mlp.fc1"),
     *_linear(f"{_HF_LAYER}.mlp.fc2", "D H", "blocks.{i}.mlp.fc2"),
@@ -71,6 +62,29 @@ _HF_SWIGLU = (
 )
 
 
+def _stacked(layers: Sequence[str], ours: str, shape: str) -> tuple[Row, Row]:
+    """The rows of linear layers with biases that are one layer here."""
+    return (
+        Row(tuple(f"{_HF_LAYER}.{layer}.weight" for layer in layers), f"blocks.{{i}}.{ours}.kernel", shape, "linear"),
+        Row(tuple(f"{_HF_LAYER}.{layer}.bias" for layer in layers), f"blocks.{{i}}.{ours}.bias", shape.split()[0]),
+    )
+
+
+_HF_ATTENTION = (
+    *_stacked([f"attention.attention.{part}" for part in ("query", "key", "value")], "attn.qkv", "D D"),
+    *_linear(f"{_HF_LAYER}.attention.output.dense", "D D", "blocks.{i}.attn.proj"),
+)
+# How transformers 5 calls its modules, though `save_pretrained` still writes the names above.
+_HF_RENAMED_ATTENTION = (
+    *_stacked([f"attention.{part}_proj" for part in "qkv"], "attn.qkv", "D D"),
+    *_linear(f"{_HF_LAYER}.attention.o_proj", "D D", "blocks.{i}.attn.proj"),
+)
+_HF_RENAMED_SWIGLU = (
+    *_stacked(["mlp.gate_proj", "mlp.up_proj"], "mlp.w12", "H D"),
+    *_linear(f"{_HF_LAYER}.mlp.down_proj", "D H", "blocks.{i}.mlp.w3"),
+)
+
+
 def dinov2_table(registers: bool, swiglu: bool) -> Table:
     """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g)."""
     mlp = _SWIGLU if swiglu else _MLP
@@ -78,9 +92,13 @@ def dinov2_table(registers: bool, swiglu: bool) -> Table:
     return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END))
 
 
-def hf_table(registers: bool, swiglu: bool, mask_token: bool = True) -> Table:
-    """transformers' `Dinov2Model` and `Dinov2WithRegistersModel`; a classifier on the backbone is left out."""
-    mlp = _HF_SWIGLU if swiglu else _HF_MLP
+def hf_table(registers: bool, swiglu: bool, mask_token: bool = True, renamed: bool = False) -> Table:
+    """transformers' `Dinov2Model` and `Dinov2WithRegistersModel`; a classifier on the backbone is left out.
+
+    `renamed` is for state dicts that transformers 5 has in memory, in contrast to the files that it writes.
+    """
+    attention = _HF_RENAMED_ATTENTION if renamed else _HF_ATTENTION
+    mlp = (_HF_RENAMED_SWIGLU if renamed else _HF_SWIGLU) if swiglu else _HF_MLP
     rows = (
         Row("embeddings.cls_token", "cls_token", "1 1 D"),
         Row("embeddings.position_embeddings", "pos_embed", "1 N D"),
@@ -88,7 +106,10 @@ def hf_table(registers: bool, swiglu: bool, mask_token: bool = True) -> Table:
         *([Row("embeddings.register_tokens", "register_tokens", "1 R D")] if registers else []),
         Row("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
         Row("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias", "D"),
-        *_HF_ATTENTION,
+        *_norm(f"{_HF_LAYER}.norm1", "blocks.{i}.norm1"),
+        *attention,
+        Row(f"{_HF_LAYER}.layer_scale1.lambda1", "blocks.{i}.ls1.gamma", "D"),
+        *_norm(f"{_HF_LAYER}.norm2", "blocks.{i}.norm2"),
         *mlp,
         Row(f"{_HF_LAYER}.layer_scale2.lambda1", "blocks.{i}.ls2.gamma", "D"),
         *_norm("layernorm", "norm"),

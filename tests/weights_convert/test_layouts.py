@@ -1,6 +1,7 @@
 """Which model the tensors are, told from names, shapes and what stands beside them."""
 
 import hashlib
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,26 @@ def test_golden_huggingface_folder() -> None:
     golden = goldens.load("tiny_hf.npz")["last_hidden_state"]
     goldens.assert_close(features.pooled, golden[:, 0], 5e-6)
     goldens.assert_close(features.patches.reshape(2, 25, 32), golden[:, 1:], 5e-6)
+
+
+@pytest.mark.parametrize("gated", [None, 512])
+def test_names_that_transformers_has_in_memory_are_read(gated: int | None) -> None:
+    """As of transformers 5, which writes the older names unless the state dict itself is saved."""
+    older = published.rebuilt(published.hf(192, 2, 3, 4, gated))
+    newer = {}
+    for name, tensor in older.items():
+        plain = re.sub(r"attention\.attention\.([qkv])(uery|ey|alue)", r"attention.\1_proj", name)
+        plain = plain.replace("attention.output.dense", "attention.o_proj").replace("weights_out", "down_proj")
+        if "weights_in" in plain:
+            newer[plain.replace("weights_in", "gate_proj")], newer[plain.replace("weights_in", "up_proj")] = np.split(
+                tensor, 2
+            )
+        else:
+            newer[plain] = tensor
+    expected, found = recognise(older), recognise(newer)
+    assert (found.layout, found.arguments) == ("hf", expected.arguments)
+    assert found.params.keys() == expected.params.keys()
+    assert all(np.array_equal(found.params[path], expected.params[path]) for path in expected.params)
 
 
 def test_golden_timm_file() -> None:
