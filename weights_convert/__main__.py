@@ -44,6 +44,8 @@ def convert_file(
         raise UsageError(
             f"{owner} is a model directory already; --to {'|'.join(writers.LAYOUTS)} takes it back, --inspect looks"
         )
+    if (source / "model" / "model.json").is_file():
+        raise UsageError(f"{source} is the directory of a run; its model is {source / 'model'}")
     read = readers.read_file(source)
     try:
         converted = recognise_source(read, heads, part)
@@ -81,10 +83,10 @@ def _write_linear_head(converted: Converted, origin: dict[str, str], directory: 
     if "classifier" in description:
         raise UsageError(f"is a linear head of a pre-trained backbone; {directory} is a fine-tuned classifier")
     try:
-        width = description["arguments"]["width"]
+        width, depth = (description["arguments"][name] for name in ("width", "depth"))
     except (KeyError, TypeError):
         raise RunError(f"fits no model in {directory}, which is not a vision transformer") from None
-    blocks = linear_head_fits(converted, width)
+    blocks = linear_head_fits(converted, width, depth)
     path = directory / "linear_head.safetensors"
     if path.exists():
         raise UsageError(f"{path} exists already; remove it to put in another")

@@ -1,5 +1,6 @@
 """What a weight file or a model directory is, in words, without converting it."""
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from dinojax.errors import RunError, UsageError
 from dinojax.models import ARGUMENTS, Arguments, Preprocessing, ViTArguments
 from dinojax.models.store import read_description, read_params
-from weights_convert import readers
+from weights_convert import readers, writers
 from weights_convert.layouts import Converted, recognise_source
 
 Tensors = Mapping[str, np.ndarray]
@@ -44,14 +45,21 @@ def inspect_file(path: Path, heads: int | None = None, part: Literal["teacher", 
 
 def inspect_directory(directory: Path) -> str:
     """Describes a model directory that `weights_convert` or a run wrote; raises as `store.load_model` does."""
+    writers.read_checked(directory)
     description = read_description(directory)
-    lines = [f"{directory}: model directory", f"model          {description.get('name')}"]
+    with (directory / "params.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    lines = [
+        f"{directory}: model directory",
+        f"sha256         {digest} of params.safetensors",
+        f"model          {description.get('name')}",
+    ]
     for title in ("arguments", "preprocessing", "source", "linear_head", "classifier", "classes", "versions"):
         if told := description.get(title):
             lines.append(f"{title:<14} {_listed(told)}")
     files = sorted(path.stem for path in directory.glob("*.safetensors"))
-    for file in sorted(files, key=lambda file: file != "params"):
-        lines += ["", f"{file}.safetensors", *table(read_params(directory, file))]
+    for name in sorted(files, key=lambda name: name != "params"):
+        lines += ["", f"{name}.safetensors", *table(read_params(directory, name))]
     return "\n".join(lines)
 
 

@@ -27,6 +27,7 @@ _HF_PATCH_EMBED = "embeddings.patch_embeddings.projection.weight"
 _ROOTS = ("", "model.")  # of training checkpoints
 _HF_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
 # Beside the student and the teacher, in checkpoints of DINOv2's training code.
+_BESIDE = r"(optimizers?|optimizer_states|(lr_)?schedulers?|scaler|loops|callbacks)\."  # what training frameworks save
 _OF_TRAINING = r"(optimizer|scheduler|iteration|scaler)(\..*)?|(model\.)?(dino_loss|ibot_patch_loss|koleo_loss)\..*"
 
 _IMAGENET = Preprocessing()
@@ -100,8 +101,13 @@ def recognise(
       UsageError: `heads` is needed or wrong, or the file has no student.
       RunError: the tensors or the configuration are not those of a known model; the message lists the whole difference.
     """
-    config = config or {}
-    tensors = _unwrapped(tensors)
+    inner, beside = _unwrapped(tensors)
+    converted = _recognise(inner, heads, config or {}, part)
+    return dataclasses.replace(converted, ignored=(*converted.ignored, *_grouped(beside)))
+
+
+def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], part: str) -> Converted:
+    """As `recognise`, once nothing stands before the names."""
     roots = [root for root in _ROOTS if f"{root}{part}.backbone.{_PATCH_EMBED}" in tensors]
     if roots:
         return _training_checkpoint(tensors, roots[0], part, heads)
@@ -134,34 +140,40 @@ def recognise(
     raise RunError(told)
 
 
-def _unwrapped(tensors: Tensors) -> Tensors:
-    """Without what wrappers put before all names (`state_dict.`, `module.`), where a known model is left."""
-    inner = tensors
+def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str]]:
+    """The model's tensors without what wrappers put before all names (`state_dict.`, `module.`), and the names of those
+    that a training run has put beside it. All as they are, where that leaves no known model."""
+    if any(mark in tensors for mark in _MARKS):
+        return tensors, []
+    beside = [name for name in tensors if re.match(_BESIDE, name)]
+    inner = {name: array for name, array in tensors.items() if not re.match(_BESIDE, name)}
     while not any(mark in inner for mark in _MARKS):
         if len({name.partition(".")[0] for name in inner}) != 1 or not all("." in name for name in inner):
-            return tensors
+            return tensors, []
         inner = {name.partition(".")[2]: array for name, array in inner.items()}
-    return inner
+    return inner, beside
 
 
-def linear_head_fits(converted: Converted, width: int) -> int:
+def linear_head_fits(converted: Converted, width: int, depth: int) -> int:
     """How many blocks' class tokens a published linear head reads: 1 or 4, each followed by the last mean patch.
 
     Args:
       converted: of layout `dinov2_linear_head`.
       width: of the backbone that the head shall be put on.
+      depth: of the same.
 
     Raises:
-      RunError: it is no linear head, or one for another width.
+      RunError: it is no linear head, or one for another width or a greater depth.
     """
     if "linear_head" not in converted.heads:
         raise RunError(f"holds no linear head, but a model in the layout {converted.layout}")
     inputs = converted.heads["linear_head"].shapes["kernel"][0]
     for blocks in (1, 4):
-        if inputs == (blocks + 1) * width:
+        if inputs == (blocks + 1) * width and blocks <= depth:
             return blocks
     raise RunError(
-        f"the linear head reads {inputs} features, which is neither 2 nor 5 times the backbone's width, {width}"
+        f"the linear head reads {inputs} features, which is neither 2 nor 5 times the backbone's width, {width}, or of "
+        f"more blocks than its {depth}"
     )
 
 

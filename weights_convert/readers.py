@@ -155,6 +155,8 @@ def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]:
         if not isinstance(name, str) or not name.endswith((".safetensors", ".bin")) or set(name) & set("/\\:\0"):
             raise RunError(f"{index}: it names a file that does not lie beside it: {ascii(name)[:100]}")
     paths = tuple(index.with_name(name) for name in sorted(set(places.values())))
+    if missing := [path.name for path in paths if not path.exists()]:
+        raise RunError(f"{index}: it names {', '.join(missing)}, which is not there")
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         inside, _ = _read_weights(path)

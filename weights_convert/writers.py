@@ -24,7 +24,7 @@ _METADATA = {"format": "pt"}  # without it, some versions of transformers refuse
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stored:
+class Stored:
     """A model directory, its arrays mapped."""
 
     name: str
@@ -55,7 +55,7 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
         raise UsageError(f"{destination} exists already; choose another name or remove it")
     if to != "hf" and destination.suffix != ".safetensors":
         raise UsageError(f"{destination}: what is written is a safetensors file; let its name end in .safetensors")
-    stored = _read(directory)
+    stored = read_checked(directory)
     table = _table(to, stored)
     try:
         tensors = _tensors(stored, table)
@@ -69,7 +69,13 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
     return [*_lost(to, stored, table), *_lost_settings(to, stored.arguments, stored.preprocessing)]
 
 
-def _read(directory: Path) -> _Stored:
+def read_checked(directory: Path) -> Stored:
+    """A model directory, all of whose parameters are those of the model that it names.
+
+    Raises:
+      UsageError: it is no model directory.
+      RunError: it cannot be read, or holds another model; the message lists the whole difference.
+    """
     description, name, arguments, preprocessing = store.described(directory)
     params = store.read_params(directory)
     heads = sorted(path.stem for path in directory.glob("*.safetensors") if path.stem != "params")
@@ -78,10 +84,10 @@ def _read(directory: Path) -> _Stored:
         heads.append("the classifier")
     shapes = {path: array.shape for path, array in params.items()}
     check_model(name, arguments, shapes, str(directory / "params.safetensors"))
-    return _Stored(name, arguments, preprocessing, params, tuple(heads))
+    return Stored(name, arguments, preprocessing, params, tuple(heads))
 
 
-def _table(to: Layout, stored: _Stored) -> Table:
+def _table(to: Layout, stored: Stored) -> Table:
     """The table of the layout for this model; refuses what the other library has no model for."""
     arguments = stored.arguments
     if isinstance(arguments, ResNetArguments):
@@ -103,7 +109,7 @@ def _table(to: Layout, stored: _Stored) -> Table:
     raise UsageError(f"torchvision has no {stored.name}; take --to dinov2, --to hf or --to timm")
 
 
-def _tensors(stored: _Stored, table: Table) -> LazyArrays:
+def _tensors(stored: Stored, table: Table) -> LazyArrays:
     params = dict(stored.params)
     shapes = {path: array.shape for path, array in params.items()}
     if _adds_class_position(table):
@@ -116,14 +122,14 @@ def _adds_class_position(table: Table) -> bool:
     return any(row.kind == "grid" for row in table.rows)
 
 
-def _lost(to: Layout, stored: _Stored, table: Table) -> list[str]:
+def _lost(to: Layout, stored: Stored, table: Table) -> list[str]:
     lines = [f"{path}: {to} has no place for it" for path in table.lost]
     if _adds_class_position(table):
         lines.append("pos_embed[0], the position of the class token: added to cls_token, as timm does")
     if isinstance(stored.arguments, ResNetArguments):
         lines.append("fc, a classifier: there is none; load the file into a model whose fc is torch.nn.Identity()")
         lines.append("num_batches_tracked: not kept here; written as zeros")
-    return [*lines, *(f"{head}: the file holds the backbone alone" for head in stored.heads)]
+    return [*lines, *(f"{head}: left out, the backbone alone is written" for head in stored.heads)]
 
 
 def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessing) -> list[str]:

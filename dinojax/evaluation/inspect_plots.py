@@ -71,21 +71,19 @@ def plot_attention(images: np.ndarray, attention: inspect.ClassAttention, title:
     relative = attention.patches * height * width
     # One strong patch must not leave the others black, and what is even must not look strong.
     scale = Normalize(0, max(float(np.percentile(relative, 99.5)), 2.0))
-    names = ["image", "mean of heads", *(f"head {head}" for head in range(heads))]
-    columns = min(columns, len(names))
-    rows = -(-len(names) // columns)
+    names = ["mean of heads", *(f"head {head}" for head in range(heads))]
+    columns = min(columns, 1 + len(names))
+    rows = -(-(1 + len(names)) // columns)
     figure = Figure(figsize=(1.6 * columns + 0.9, 1.75 * rows * len(images) + 0.5), dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows * len(images), columns, squeeze=False)
-    for image, maps, lines in zip(images, relative, axes.reshape(len(images), -1), strict=True):
+    for number, (image, maps, lines) in enumerate(zip(images, relative, axes.reshape(len(images), -1), strict=True)):
         for axis in lines:
             axis.set_axis_off()
-        for axis, name, values in zip(lines, names, [None, maps.mean(0), *maps], strict=False):
-            if values is None:
-                _image(axis, image)
-            else:
-                _map(axis, image, values, "inferno", scale)
-                name += f", max {values.max():.3g}"
-            axis.set_title(name, fontsize=8)
+        _image(lines[0], image)
+        lines[0].set_title(f"image {number}", fontsize=8)
+        for axis, name, values in zip(lines[1:], names, [maps.mean(0), *maps], strict=False):
+            _map(axis, image, values, "inferno", scale)
+            axis.set_title(f"{name}, max {values.max():.3g}", fontsize=8)
     label = "attention weight × number of patches\n(1: as much as every other)"
     _colour_bar(figure, axes, "inferno", scale, label, extend="max")
     figure.suptitle(title, fontsize=11)
@@ -143,7 +141,7 @@ def plot_norms(images: np.ndarray, norms: inspect.TokenNorms, title: str, shown:
         else:
             axis.plot([], [], label=f"{label}, off to the right", **style)
     axis.set(yscale="log", ylim=(0.7, None), xlabel="L2 norm after the last block", ylabel="tokens (logarithmic)")
-    axis.legend(fontsize=8)
+    above.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
     axis.grid(alpha=0.25)
     scale = Normalize(float(values.min()), max(float(values.max()), float(values.min()) + 1e-6))
     axes = below.subplots(1, 2 * shown, squeeze=False)
@@ -214,7 +212,7 @@ def plot_neighbours(
     digits = int(np.clip(2 - np.log10(max(1 - neighbours.similarities.min(), 1e-6)), 3, 7))
     for row, (image, label) in enumerate(zip(*queries, strict=True)):
         _image(axes[row, 0], image)
-        axes[row, 0].set_title(f"query\n{label}", fontsize=8)
+        axes[row, 0].set_title(f"query {row}\n{label}", fontsize=8)
         for column in range(found):
             place, axis = neighbours.places[row, column], axes[row, column + 1]
             other = searched[1][place]

@@ -77,7 +77,13 @@ class LinearHead(nnx.Module):
         self.kernel, self.bias, self.blocks = nnx.Param(kernel), nnx.Param(bias), blocks
 
     def __call__(self, model: VisionTransformer, x: jax.Array) -> jax.Array:
-        """Normalised images [B, H, W, C] to logits [B, classes]."""
+        """Normalised images [B, H, W, C] to logits [B, classes].
+
+        Raises:
+          ValueError: the model is not as wide as the head's own, or an image does not fit it.
+        """
+        if self.kernel.shape[0] != (self.blocks + 1) * model.width:
+            raise ValueError(f"the head reads {self.kernel.shape[0]} features, not those of a {model.name}")
         features = model.intermediate(x, self.blocks)
         tokens = [after.pooled for after in features]
         return jnp.concatenate([*tokens, features[-1].patches.mean((1, 2))], -1) @ self.kernel[...] + self.bias[...]

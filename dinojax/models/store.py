@@ -131,8 +131,9 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "model.json"
     if not path.is_file():
         why = "it has no model.json" if path.parent.exists() else "there is nothing of this name"
-        inside = path.parent / "model"
-        hint = f"take {inside}" if (inside / "model.json").is_file() else "python -m weights_convert SRC DST makes one"
+        run = (path.parent / "model", path.parent / "models" / "fold_1")  # what `pretrain` and `finetune` write
+        inside = next((model for model in run if (model / "model.json").is_file()), None)
+        hint = f"take {inside}" if inside else "python -m weights_convert SRC DST makes one"
         raise UsageError(f"{directory} is not a model directory: {why}; {hint}")
     try:
         description = json.loads(path.read_text())

@@ -252,7 +252,7 @@ def test_figures_show_the_numbers() -> None:
     model, images = vit(), IMAGES
     attention = inspect.class_attention(model, images)
     figure = inspect_plots.plot_attention(images, attention, "attention", columns=3)
-    panels = [axis for axis in figure.axes if axis.images and axis.get_title() != "image"]
+    panels = [axis for axis in figure.axes if axis.images and not axis.get_title().startswith("image")]
     assert [axis.get_title() for axis in panels[:3]] == [
         f"{name}, max {6 * values.max():.3g}"
         for name, values in (
@@ -269,8 +269,7 @@ def test_figures_show_the_numbers() -> None:
     maps = [axis for axis in figure.axes if axis.get_title() == "outliers: 6"]
     assert len(maps) == 2
     assert len(maps[0].patches) == 6
-    legend = figure.axes[0].get_legend()
-    assert legend is not None
+    (legend,) = figure.subfigs[0].legends
     assert any("100.00%" in text.get_text() for text in legend.get_texts())
 
     patches = inspect.patch_features(model, images)
@@ -307,5 +306,6 @@ def test_frames_of_neighbours_tell_whether_labels_agree() -> None:
     figure = inspect_plots.plot_neighbours((IMAGES[:1], ["a"]), (IMAGES, ["a", "a", "b", "", ""]), found, "neighbours")
     query, same, other = figure.axes
     assert not query.patches
+    assert query.get_title() == "query 0\na"
     assert same.get_title() == "image 1: 0.900\na"
     assert same.patches[0].get_edgecolor() != other.patches[0].get_edgecolor()

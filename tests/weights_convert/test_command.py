@@ -171,6 +171,7 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ([tmp_path / "absent.pth", tmp_path / "model"], "there is no such file"),
         ([run / "model" / "params.safetensors", tmp_path / "model"], f"{run / 'model'} is a model directory already"),
         ([run, tmp_path / "model", "--to", "hf"], f"has no model.json; take {run / 'model'}"),
+        ([run, tmp_path / "model"], f"is the directory of a run; its model is {run / 'model'}"),
     ]:
         assert main(list(map(str, argv))) == 2
         error = capsys.readouterr().err
@@ -208,7 +209,8 @@ def test_either_model_of_a_training_checkpoint(tmp_path: Path, capsys: pytest.Ca
 def test_a_linear_head_goes_beside_its_backbone(tmp_path: Path, blocks: int, inputs: int) -> None:
     source, directory = tmp_path / "linear_head.pth", tmp_path / "model"
     weight = torch_files.linear_head(source, inputs)
-    assert main([str(files() / "dinov2_tiny_pretrain.pth"), str(directory), "--heads", "2"]) == 0
+    backbone = torch_files.write_tensors(tmp_path / "backbone.pth", published.rebuilt(published.backbone(32, 4, 5)))
+    assert main([str(backbone), str(directory), "--heads", "2"]) == 0
     before = json.loads((directory / "model.json").read_text())
     assert main([str(source), str(directory)]) == 0
     head = safetensors.numpy.load_file(directory / "linear_head.safetensors")

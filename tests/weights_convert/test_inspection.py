@@ -64,9 +64,10 @@ def test_inspect_shows_a_model_directory(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["--inspect", str(tmp_path / "model")]) == 0
     shown = capsys.readouterr().out
-    digest = hashlib.sha256((files() / "teacher_checkpoint.pth").read_bytes()).hexdigest()
+    given, params = files() / "teacher_checkpoint.pth", tmp_path / "model" / "params.safetensors"
     for text in (
-        digest,
+        hashlib.sha256(given.read_bytes()).hexdigest(),
+        f"{hashlib.sha256(params.read_bytes()).hexdigest()} of params.safetensors",
         "width 32",
         "mean [0.485",
         "params.safetensors",
@@ -74,6 +75,14 @@ def test_inspect_shows_a_model_directory(tmp_path: Path, capsys: pytest.CaptureF
         "dino_head.s",
     ):
         assert text in shown
-    (tmp_path / "model" / "params.safetensors").write_bytes(b"damaged")
-    assert main(["--inspect", str(tmp_path / "model")]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    description = (tmp_path / "model" / "model.json").read_text()
+    for damage in (
+        lambda: (tmp_path / "model" / "model.json").write_text(description.replace('"heads"', '"headz"')),
+        lambda: (tmp_path / "model" / "model.json").write_text(description.replace('"depth": 2', '"depth": 3')),
+        lambda: params.write_bytes(b"damaged"),
+        params.unlink,
+    ):
+        damage()
+        assert main(["--inspect", str(tmp_path / "model")]) != 0
+        assert capsys.readouterr().err.count("\n") == 1
+        (tmp_path / "model" / "model.json").write_text(description)

@@ -376,11 +376,14 @@ def test_a_linear_head_says_what_it_fits() -> None:
         converted = recognise({"weight": weight, "bias": np.zeros(1000, np.float32)})
         assert (converted.layout, converted.arguments) == ("dinov2_linear_head", None)
         np.testing.assert_array_equal(converted.heads["linear_head"]["kernel"], weight.T)
-        assert linear_head_fits(converted, 384) == blocks
+        assert linear_head_fits(converted, 384, 4) == blocks
         with pytest.raises(RunError, match=rf"reads {inputs} features.*width, 1024"):
-            linear_head_fits(converted, 1024)
+            linear_head_fits(converted, 1024, 4)
+        if blocks == 4:
+            with pytest.raises(RunError, match="more blocks than its 3"):
+                linear_head_fits(converted, 384, 3)
     with pytest.raises(RunError, match="no linear head"):
-        linear_head_fits(recognise(tiny(), heads=2), 32)
+        linear_head_fits(recognise(tiny(), heads=2), 32, 2)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict.", "module.", "model.state_dict.module."])
@@ -391,8 +394,10 @@ def test_what_wraps_all_names_is_looked_through(wrapper: str) -> None:
         (published.rebuilt(published.torchvision(**published.SMALL)), None),
     ):
         plain = recognise(tensors, heads)
-        again = recognise({f"{wrapper}{name}": tensor for name, tensor in tensors.items()}, heads)
+        wrapped = {f"{wrapper}{name}": tensor for name, tensor in tensors.items()}
+        again = recognise(wrapped | {"optimizer.state.0.exp_avg": np.zeros(2)}, heads)
         assert (again.layout, again.arguments) == (plain.layout, plain.arguments)
+        assert again.ignored == (*plain.ignored, "optimizer.* (1 tensors)")
         assert all(np.array_equal(again.params[path], plain.params[path]) for path in plain.params)
     head = {"weight": np.zeros((2, 64), np.float32), "bias": np.zeros(2, np.float32)}
     with pytest.raises(RunError, match="no DINOv2"):  # any linear layer has these names

@@ -155,7 +155,7 @@ def test_what_stands_beside_the_backbone_is_listed(tmp_path: Path) -> None:
     directory = stored(tmp_path / "model", "vits14", **VIT)
     safetensors.numpy.save_file({"kernel": np.zeros((2, 3), np.float32)}, directory / "dino_head.safetensors")
     assert writers.write(directory, "dinov2", tmp_path / "x.safetensors") == [
-        "dino_head: the file holds the backbone alone",
+        "dino_head: left out, the backbone alone is written",
         HEADS,
     ]
     classifier = tmp_path / "classifier"
@@ -165,7 +165,7 @@ def test_what_stands_beside_the_backbone_is_listed(tmp_path: Path) -> None:
     bgr = Preprocessing(70, order="BGR")
     write_model(classifier, "vits14", ViTArguments(**VIT), params, bgr, details=told)
     assert writers.write(classifier, "dinov2", tmp_path / "y.safetensors") == [
-        "the classifier: the file holds the backbone alone",
+        "the classifier: left out, the backbone alone is written",
         HEADS,
         "preprocessing: order BGR is not kept; readers take RGB",
     ]
