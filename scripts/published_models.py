@@ -189,26 +189,16 @@ class ResNet50(nn.Module):
 
 def load_resnet(arguments: ResNetArguments, params: Mapping[str, np.ndarray]) -> ResNet50:
     """ResNet50 with dinojax's parameters (of `dinojax.tree.split`)."""
-    shapes = {path: value.shape for path, value in params.items()}
-    tensors = mapping.to_theirs(params, shapes, tables.torchvision_table(arguments.blocks))
     model = ResNet50(arguments)
-    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
+    model.load_state_dict(state_dict(params, tables.torchvision_table(arguments.blocks)))
     return model
 
 
-def state_dict(params: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """dinojax's parameters of a backbone or a head, by path without prefix, as a published state dict."""
-    tensors = {}
-    for path, value in params.items():
-        array = np.asarray(value, np.float32)
-        if array.ndim == 4:
-            array = array.transpose(3, 2, 0, 1)
-        elif path.endswith((".kernel", "weight_v")):
-            array = array.T
-        elif path.endswith("weight_g"):
-            array = array[:, None]
-        tensors[tables.to_dinov2_name(path)] = torch.from_numpy(array.copy())
-    return tensors
+def state_dict(params: Mapping[str, np.ndarray], table: mapping.Table) -> dict[str, torch.Tensor]:
+    """dinojax's parameters, by path without prefix, as a published state dict in the layout of the table."""
+    shapes = {path: value.shape for path, value in params.items()}
+    tensors = mapping.to_theirs(params, shapes, table)
+    return {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
 
 
 def load_backbone(
@@ -216,7 +206,8 @@ def load_backbone(
 ) -> Backbone:
     """The backbone with dinojax's parameters (of `dinojax.tree.split`)."""
     backbone = Backbone(arguments, drop_path, drop_path_uniform)
-    backbone.load_state_dict(state_dict(params))
+    table = tables.dinov2_table(arguments.registers > 0, arguments.mlp == "swiglu")
+    backbone.load_state_dict(state_dict(params, table))
     return backbone
 
 
@@ -224,5 +215,5 @@ def load_head(params: Mapping[str, np.ndarray]) -> Head:
     """The head with dinojax's parameters, which also tell its sizes."""
     kernels = [params[f"mlp.{i}.kernel"] for i in range(sum(path.endswith(".kernel") for path in params))]
     head = Head([kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels)], len(params["last_layer.weight_g"]))
-    head.load_state_dict(state_dict(params))
+    head.load_state_dict(state_dict(params, tables.dino_head_table(len(kernels))))
     return head

@@ -14,7 +14,8 @@ DINO = ("accumulation", "health", "losses", "packing", "state")
 # What each part of dinojax may import of dinojax, besides itself.
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config": {"errors", "ranges"},
+    "ranges": {"errors"},
     "tree": {"errors"},
     "progress": set(),
     "signals": set(),

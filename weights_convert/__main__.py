@@ -13,7 +13,8 @@ from typing import Literal, NoReturn
 from dinojax.errors import RunError, UsageError
 from dinojax.models.store import read_description, write_arrays, write_model
 from weights_convert import inspection, readers, writers
-from weights_convert.layouts import Converted, linear_head_fits, recognise_source
+from weights_convert.backbones import Converted
+from weights_convert.layouts import linear_head_fits, recognise_source
 
 
 class _Parser(argparse.ArgumentParser):

@@ -46,7 +46,7 @@ def check_timm_resnet(config: Mapping[str, Any]) -> None:
     architecture = config.get("architecture", "resnet")
     if not isinstance(architecture, str) or not re.fullmatch(r"(gluon_|tv_)?resnet[0-9v_b]*", architecture):
         raise RunError(f"{_CONFIG} describes a {architecture!r}, which is no plain ResNet")
-    _timm_arguments(config)
+    _timm_arguments(config)  # which refuses those it does not know
 
 
 def _timm_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ from dinojax.errors import RunError, UsageError
 from dinojax.models import ARGUMENTS, Arguments, Preprocessing, ViTArguments
 from dinojax.models.store import read_description, read_params
 from weights_convert import readers, writers
-from weights_convert.layouts import Converted, recognise_source
+from weights_convert.backbones import Converted
+from weights_convert.layouts import recognise_source
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +92,12 @@ def dinov2_table(registers: bool, swiglu: bool) -> Table:
     return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END))
 
 
+def dinov2_table_of(names: Iterable[str]) -> Table:
+    """The one of `dinov2_table` that a state dict of these names needs."""
+    names = set(names)
+    return dinov2_table("register_tokens" in names, any(name.endswith(".mlp.w12.weight") for name in names))
+
+
 def hf_table(registers: bool, swiglu: bool, mask_token: bool = True, renamed: bool = False) -> Table:
     """transformers' `Dinov2Model` and `Dinov2WithRegistersModel`; a classifier on the backbone is left out.
 
@@ -166,12 +172,14 @@ class _Unit(NamedTuple):
 
     @property
     def ours(self) -> tuple[str, str]:
-        block = f"layers.{self.stage}.{self.block}"
+        return self.named(f"layers.{self.stage}.{self.block}", ("shortcut.conv", "shortcut.bn"))
+
+    def named(self, block: str, shortcut: tuple[str, str]) -> tuple[str, str]:
+        """Of the convolution and the norm, as torchvision numbers them inside a block of this name."""
         if self.place < 0:
             return "conv1", "bn1"
-        if self.place == 0:
-            return f"{block}.shortcut.conv", f"{block}.shortcut.bn"
-        return f"{block}.conv{self.place}", f"{block}.bn{self.place}"
+        conv, norm = (f"conv{self.place}", f"bn{self.place}") if self.place else shortcut
+        return f"{block}.{conv}", f"{block}.{norm}"
 
 
 def _units(blocks: Sequence[int]) -> Iterator[_Unit]:
@@ -209,12 +217,7 @@ def _keras_unit(unit: _Unit, conv: str, norm: str) -> Iterator[Row]:
 
 
 def _torchvision_names(unit: _Unit) -> tuple[str, str]:
-    block = f"layer{unit.stage + 1}.{unit.block}"
-    if unit.place < 0:
-        return "conv1", "bn1"
-    if unit.place == 0:
-        return f"{block}.downsample.0", f"{block}.downsample.1"
-    return f"{block}.conv{unit.place}", f"{block}.bn{unit.place}"
+    return unit.named(f"layer{unit.stage + 1}.{unit.block}", ("downsample.0", "downsample.1"))
 
 
 def _radimagenet_names(unit: _Unit) -> tuple[str, str]:
@@ -261,8 +264,7 @@ def dinov2_backbone(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
     Raises:
       RunError: the tensors are not exactly those of a DINOv2 backbone; the message lists the whole difference.
     """
-    swiglu = any(name.endswith(".mlp.w12.weight") for name in tensors)
-    return to_ours(tensors, dinov2_table("register_tokens" in tensors, swiglu))
+    return to_ours(tensors, dinov2_table_of(tensors))
 
 
 def dino_head(tensors: Mapping[str, np.ndarray]) -> LazyArrays:

@@ -14,7 +14,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.models import Arguments, Preprocessing, ResNetArguments, ViTArguments, store
 from dinojax.models.store import LazyArrays
 from weights_convert import huggingface, tables
-from weights_convert.layouts import PUBLISHED_HEADS, check_model, usual_preprocessing
+from weights_convert.backbones import PUBLISHED_HEADS, check_model, usual_preprocessing
 from weights_convert.mapping import Table, to_theirs
 
 Layout = Literal["dinov2", "hf", "timm", "torchvision"]

@@ -206,7 +206,7 @@ class ResNet(nnx.Module):
 
 
 def _features(x: jax.Array) -> Features:
-    return Features(x.astype(jnp.float32).mean((1, 2)).astype(x.dtype), x)
+    return Features(x.mean((1, 2)), x)
 
 
 def fold(model: ResNet) -> ResNet:

@@ -251,7 +251,7 @@ def test_a_linear_head_without_its_backbone_is_refused(tmp_path: Path, capsys: p
     for source, directory, status, said in [
         ("head.pth", tmp_path / "absent", 2, "name the model directory of its backbone"),
         ("head.pth", resnet, 1, "not a vision transformer"),
-        ("other.pth", vit, 1, "neither 2 nor 5 times the backbone's width, 32"),
+        ("other.pth", vit, 1, "reads 96 features; one for this backbone of width 32 with 2 blocks reads 64, or 160"),
         ("head.pth", vit, 0, ""),
         ("head.pth", vit, 2, "exists already"),
         ("head.pth", classifier, 2, "is a fine-tuned classifier"),

@@ -19,7 +19,8 @@ from dinojax.models.store import write_arrays
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import layouts, readers
-from weights_convert.layouts import Converted, check_model, linear_head_fits, recognise, recognise_source
+from weights_convert.backbones import Converted, check_model
+from weights_convert.layouts import linear_head_fits, recognise, recognise_source
 
 CAFFE_MEAN = tuple(value / 255 for value in (103.939, 116.779, 123.68))
 
@@ -377,10 +378,10 @@ def test_a_linear_head_says_what_it_fits() -> None:
         assert (converted.layout, converted.arguments) == ("dinov2_linear_head", None)
         np.testing.assert_array_equal(converted.heads["linear_head"]["kernel"], weight.T)
         assert linear_head_fits(converted, 384, 4) == blocks
-        with pytest.raises(RunError, match=rf"reads {inputs} features.*width, 1024"):
+        with pytest.raises(RunError, match=rf"reads {inputs} features.*width 1024 with 4 blocks reads 2048, or 5120"):
             linear_head_fits(converted, 1024, 4)
         if blocks == 4:
-            with pytest.raises(RunError, match="more blocks than its 3"):
+            with pytest.raises(RunError, match="3 blocks reads 768, or 1920 where there are 4 blocks or more"):
                 linear_head_fits(converted, 384, 3)
     with pytest.raises(RunError, match="no linear head"):
         linear_head_fits(recognise(tiny(), heads=2), 32, 2)
@@ -402,7 +403,7 @@ def test_what_wraps_all_names_is_looked_through(wrapper: str) -> None:
     head = {"weight": np.zeros((2, 64), np.float32), "bias": np.zeros(2, np.float32)}
     with pytest.raises(RunError, match="no DINOv2"):  # any linear layer has these names
         recognise({f"{wrapper}{name}": tensor for name, tensor in head.items()})
-    with pytest.raises(RunError, match=r"x\.backbone\.patch_embed\.proj\.weight is one of a known model"):
+    with pytest.raises(RunError, match=r"x\.backbone\.patch_embed\.proj\.weight is part of a known model"):
         recognise(tiny("x.backbone.") | {"head.weight": np.zeros((2, 32), np.float32)}, 2)
 
 

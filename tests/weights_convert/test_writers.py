@@ -17,7 +17,8 @@ from dinojax.models.store import map_arrays, write_model
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import huggingface, readers, writers
-from weights_convert.layouts import Converted, recognise
+from weights_convert.backbones import Converted
+from weights_convert.layouts import recognise
 
 VIT: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "image_size": 70}
 POSITIONS = (
