@@ -63,7 +63,7 @@ def main() -> int:
 def use_huge_pages() -> None:
     """Starts this process anew with huge pages where the kernel grants them on demand.
 
-    A pre-training step on a CPU spends a fifth of its time in the kernel otherwise, which hands over the memory of its
+    A pre-training step on a CPU otherwise spends much of its time in the kernel, which hands over the memory of its
     arrays in pages of 4 KiB, every step anew (BENCHMARKS.md). A setting that the user made stands.
     """
     name, value = HUGE_PAGES

@@ -5,8 +5,8 @@
 
 ViT-S/14 with MediDino's losses: 2 × 224² and 8 × 98² crops, 65,536 prototypes in one head, Sinkhorn-Knopp, KoLeo, iBOT,
 AdamW, moving average. The views are made before; what is timed is the step alone, with the same threads. Each side has
-a process of its own and they take turns; so each has the memory allocator that suits it (dinojax' commands ask for huge
-pages, which slow PyTorch down), and the memory told is the most that its process, or its device, needed. First the
+a process of its own and they take turns; so each has its own memory allocator (dinojax' commands ask for huge pages,
+PyTorch does not), and the memory told is the most that its process, or its device, needed. First the
 losses and gradient norms of a step are compared.
 """
 

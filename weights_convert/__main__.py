@@ -45,8 +45,6 @@ def convert_file(
         raise UsageError(
             f"{owner} is a model directory already; --to {'|'.join(writers.LAYOUTS)} takes it back, --inspect looks"
         )
-    if (source / "model" / "model.json").is_file():
-        raise UsageError(f"{source} is the directory of a run; its model is {source / 'model'}")
     read = readers.read_file(source)
     try:
         converted = recognise_source(read, heads, part)

@@ -72,13 +72,15 @@ def read_file(path: Path) -> Source:
     called `teacher.backbone.cls_token`; whatever is no tensor is left out. For Keras' names see `keras.read_keras`.
 
     Raises:
-      UsageError: there is no such file.
+      UsageError: there is no such file, or it is the directory of a run.
       RunError: the file cannot be read, is damaged or of another kind, or its pickle wants anything but tensors.
     """
     if not path.exists():
         raise UsageError(f"{path}: there is no such file")
     if path.is_dir():
         found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+        if (path / "model" / "model.json").is_file():
+            raise UsageError(f"{path} is the directory of a run; its model is {path / 'model'}")
         if found is None:
             raise RunError(f"{path}: a folder without {' or '.join(_WEIGHTS[::2])}; name a file, or such a folder")
         return _read_folder(path, found)

@@ -172,6 +172,7 @@ def test_wrong_arguments_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         ([run / "model" / "params.safetensors", tmp_path / "model"], f"{run / 'model'} is a model directory already"),
         ([run, tmp_path / "model", "--to", "hf"], f"has no model.json; take {run / 'model'}"),
         ([run, tmp_path / "model"], f"is the directory of a run; its model is {run / 'model'}"),
+        ([run, "--inspect"], f"is the directory of a run; its model is {run / 'model'}"),
     ]:
         assert main(list(map(str, argv))) == 2
         error = capsys.readouterr().err
