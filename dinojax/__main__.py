@@ -1,4 +1,4 @@
-"""`python -m dinojax VERB`: a verb is a module of this package, imported only when it is asked for."""
+"""`python -m dinojax VERB`: a verb is a module of `dinojax.verbs`, imported only when it is asked for."""
 
 import importlib
 import os
@@ -38,7 +38,7 @@ def main() -> int:
         print(f"dinojax: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
-        importlib.import_module(f"dinojax.{verb}").main(arguments[1:])
+        importlib.import_module(f"dinojax.verbs.{verb}").main(arguments[1:])
     except RunError as error:
         if debug:
             raise

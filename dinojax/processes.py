@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinojax.config import DistributedConfig
+from dinojax.config.pretrain import DistributedConfig
 from dinojax.errors import RunError, UsageError
 
 _FAREWELL_S = 10.0

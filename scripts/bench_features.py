@@ -23,9 +23,9 @@ from published_models import load_backbone, load_resnet, torch
 
 import dinojax
 from dinojax import sharding, tree
-from dinojax.evaluation.features import chunked, images_per_chunk
 from dinojax.models import Model, ResNet
 from dinojax.models.resnet import fold
+from dinojax.protocols.features import chunked, images_per_chunk
 
 TARGETS = {"vits14": {1: 1.7, 8: 2.0, 32: 2.0}, "resnet50": {8: 1.15}}  # against eager, on a CPU
 COMPILED_TARGETS = {"vits14": {8: 1.0}}
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 class Ours:
-    """The program of `dinojax.evaluation.features.extract` on images that are normalised."""
+    """The program of `dinojax.protocols.features.extract` on images that are normalised."""
 
     def __init__(self, model: Model, images: np.ndarray, dtype: str) -> None:
         graph, params = tree.split(fold(model) if isinstance(model, ResNet) else model)

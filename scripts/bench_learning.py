@@ -19,10 +19,10 @@ import dinojax
 from dinojax.augment.classification import eval_transform
 from dinojax.data import pipeline
 from dinojax.data.sources import ImageSource, Records, read_records
-from dinojax.evaluation.baselines import grey_pixels, logistic_scores
-from dinojax.evaluation.features import extract
-from dinojax.evaluation.knn import accuracy, knn_majority, knn_weighted
 from dinojax.models import Model
+from dinojax.protocols.features import extract
+from dinojax.protocols.knn import accuracy, knn_majority, knn_weighted
+from dinojax.protocols.pixels import grey_pixels, logistic_scores
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pretrain" / "laptop.yaml"
 SIZE = 84

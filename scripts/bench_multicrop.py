@@ -25,13 +25,13 @@ from benchmarking import against, interleaved, machine, table
 from PIL import Image, ImageEnhance, ImageOps
 from published_models import F, torch
 
-from dinojax import config as configuration
 from dinojax.augment import geometry
 from dinojax.augment.multicrop import augment_views, multicrop
-from dinojax.config import PretrainConfig
+from dinojax.config import parser as configuration
+from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.sources import ImageSource, Records, check_headers, read_records
-from dinojax.models.features import IMAGENET_MEAN, IMAGENET_STD
+from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 PRESET = Path(__file__).parents[1] / "configs" / "pretrain" / "medidino_code.yaml"
 TARGETS = {"grey": 5.0}

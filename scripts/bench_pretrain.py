@@ -29,7 +29,7 @@ from flax import nnx
 
 import dinojax
 from dinojax.__main__ import HUGE_PAGES
-from dinojax.config import LossConfig, OptimConfig, TeacherConfig
+from dinojax.config.pretrain import LossConfig, OptimConfig, TeacherConfig
 from dinojax.dino import masking
 from dinojax.dino import state as states
 from dinojax.dino.step import make_train_step

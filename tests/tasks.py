@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dinojax import study as studies
-from dinojax.cases import Cases
+from dinojax.data.folds import folds_table
+from dinojax.data.memory import Cases
 from dinojax.data.records import Records, read_records
 from dinojax.data.splits import grouped_folds
-from dinojax.evaluation import results
-from dinojax.evaluation.baselines import SIDE
-from dinojax.evaluation.folds import folds_table
-from dinojax.finetuning import Setting
-from dinojax.study import Study
+from dinojax.protocols import study as studies
+from dinojax.protocols.finetuning import Setting
+from dinojax.protocols.pixels import SIDE
+from dinojax.protocols.study import Study
+from dinojax.report import predictions as results
 
 TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
 TINY += ["--model.image_size", "28", "--model.channels", "1", "--image_size", "28"]

@@ -8,42 +8,59 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("demo", "phantoms", "pretrain", "finetune", "report")
-BASE = {"errors", "config", "tree"}
-DINO = ("accumulation", "health", "losses", "packing", "state")
-# What each part of dinojax may import of dinojax, besides itself.
-ALLOWED = {
+# Each room of dinojax, from the bottom to the top, and which others its modules may import.
+ROOMS: dict[str, set[str]] = {
     "errors": set(),
-    "config": {"errors", "ranges"},
-    "ranges": {"errors"},
+    "config": {"errors"},
     "tree": {"errors"},
-    "progress": set(),
-    "signals": set(),
     "seeds": set(),
-    "rundir": BASE,
-    "processes": BASE,
-    "schedules": BASE,
-    "sharding": BASE,
-    "optim": BASE | {"schedules", "sharding"},
-    "checkpoint": BASE | {"rundir", "sharding"},
-    "models": BASE,
-    "data": BASE | {"progress"},
-    "augment": BASE,
-    "dino.accumulation": BASE,
-    "dino.health": BASE,
-    "dino.losses": BASE | {"dino.accumulation"},
-    "dino.masking": BASE,
-    "dino.packing": BASE,
-    "dino.state": BASE | {"schedules", "optim", "models"},
-    "dino.step": BASE | {"optim", "models"} | {f"dino.{part}" for part in DINO},
-    "evaluation": BASE | {"sharding", "models", "data"},
+    "progress": set(),
+    "schedules": set(),
+    "sharding": {"errors"},
+    "optim": {"tree"},
+    "processes": {"errors", "config"},
+    "runs": {"errors", "tree", "config"},
+    "models": {"errors", "tree"},
+    "augment": {"config"},
+    "data": {"errors", "progress", "augment.classification", "protocols.pixels"},
+    "dino": {"tree", "config", "schedules", "optim", "models"},
+    "report": {"errors"},
+    "protocols": {"errors", "tree", "config", "sharding", "optim", "models", "data", "augment", "report"},
+    "look": {"tree", "models", "data", "report"},
+    "dino.assembly": {
+        *(
+            "errors",
+            "tree",
+            "seeds",
+            "config",
+            "sharding",
+            "processes",
+            "models",
+            "data",
+            "augment",
+            "dino",
+            "protocols",
+        ),
+    },
+    "dino.monitor": {"errors", "tree", "runs", "data", "dino", "protocols"},
+    "verbs": {
+        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "models", "data", "dino", "report"),
+        *("protocols", "look", "dino.assembly", "dino.monitor"),
+    },
 }
 
 
-def part_of(module: str) -> str:
-    """`dinojax.models.vit` belongs to `models`, `dinojax.dino.step` to `dino.step`."""
-    parts = module.split(".")[1:]
-    return ".".join(parts[:2]) if parts[:1] == ["dino"] else (parts or ["dinojax"])[0]
+def room_of(module: str) -> str:
+    """`dinojax.models.vit` stands in `models`, `dinojax.dino.assembly` in the room of its own above `protocols`."""
+    name = module.removeprefix("dinojax.")
+    return name if name in ROOMS else name.split(".")[0]
+
+
+def allowed(module: str, imported: str) -> bool:
+    name, rights = imported.removeprefix("dinojax."), ROOMS[room_of(module)]
+    return room_of(imported) in {room_of(module), *rights} or any(
+        f"{name}.".startswith(f"{right}.") for right in rights
+    )
 
 
 def imports(path: Path) -> set[str]:
@@ -70,26 +87,38 @@ def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", modules("dinojax"), ids=lambda path: str(path.relative_to(ROOT)))
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+INSIDE = [path for path in modules("dinojax") if name_of(path) not in ("dinojax", "dinojax.__main__")]
+
+
+@pytest.mark.parametrize("path", INSIDE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    part = part_of(module)
-    imported = imports(path)
-    assert not {m for m in imported if m.startswith("weights_convert")}
-    parts = {part_of(m) for m in imported} - {part}
-    assert not parts & set(VERBS), f"{module} imports a verb"
-    if part in ALLOWED:
-        assert parts <= ALLOWED[part], f"{module} must not import {sorted(parts - ALLOWED[part])}"
-    else:
-        parts_of_verbs = {"pretraining", "monitor", "finetuning", "cases", "study"}
-        top = {"dinojax", "__main__", "dino", *parts_of_verbs, *VERBS}
-        assert part in top, f"{module}: say in this test what it may import"
+    module = name_of(path)
+    assert room_of(module) in ROOMS, f"{module} stands in no layer: say in this test what it may import"
+    wrong = sorted(other for other in imports(path) if not allowed(module, other))
+    assert not wrong, f"{module} must not import {wrong}"
+
+
+def test_no_permission_is_left_unused() -> None:
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for path in INSIDE:
+        room = room_of(name_of(path))
+        for other in imports(path):
+            name = other.removeprefix("dinojax.")
+            used[room] |= {
+                right for right in ROOMS[room] if room_of(other) == right or f"{name}.".startswith(f"{right}.")
+            }
+    unused = {room: sorted(rights - used[room]) for room, rights in ROOMS.items() if rights - used[room]}
+    assert not unused
 
 
 @pytest.mark.parametrize("path", modules("weights_convert"), ids=lambda path: path.name)
 def test_weights_convert_imports_only_what_it_needs(path: Path) -> None:
-    parts = {part_of(m) for m in imports(path) if m.startswith("dinojax.")}
-    assert parts <= {"models", "tree", "checkpoint", "errors"}
+    rooms = {room_of(module) for module in imports(path) if module.startswith("dinojax.")}
+    assert rooms <= {"models", "tree", "runs", "errors"}
 
 
 def test_importing_loads_no_other_framework() -> None:
@@ -102,5 +131,5 @@ def test_importing_loads_no_other_framework() -> None:
 
 
 def test_verbs_are_short_enough_to_read() -> None:
-    lengths = {verb: len((ROOT / "dinojax" / f"{verb}.py").read_text().splitlines()) for verb in VERBS}
-    assert max(lengths.values()) <= 150, lengths
+    lengths = {path.stem: len(path.read_text().splitlines()) for path in modules("dinojax/verbs")}
+    assert max(lengths.values()) <= 160, lengths

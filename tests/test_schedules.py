@@ -8,7 +8,7 @@ from flax import nnx
 
 import dinojax
 from dinojax import optim, schedules, tree
-from dinojax.config import OptimConfig, TeacherConfig
+from dinojax.config.pretrain import OptimConfig, TeacherConfig
 from dinojax.dino.state import make_schedules
 from tests import goldens_reader as goldens
 from tests import rebuilt

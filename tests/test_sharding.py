@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from dinojax import sharding
-from dinojax.config import HeadConfig, LossConfig, OptimConfig, TeacherConfig
+from dinojax.config.pretrain import HeadConfig, LossConfig, OptimConfig, TeacherConfig
 from dinojax.dino import masking
 from dinojax.dino import state as states
 from dinojax.dino.step import Batch, make_train_step

@@ -13,7 +13,7 @@ from flax import nnx
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import ARGUMENTS, Arguments, Preprocessing, ViTArguments, arguments_of, build
-from dinojax.models.features import imagenet_preprocessing
+from dinojax.models.preprocessing import imagenet_preprocessing
 from dinojax.models.store import LazyArrays
 from weights_convert import huggingface, tables
 from weights_convert.mapping import Table, to_ours

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from dinojax.augment import geometry
-from dinojax.config import AugmentConfig
+from dinojax.config.finetune import AugmentConfig
 
 Element = dict[str, Any]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax.augment import geometry, intensity
-from dinojax.config import CropsConfig, PhotometryConfig
+from dinojax.config.pretrain import CropsConfig, PhotometryConfig
 
 
 def multicrop(element: Mapping[str, Any], rng: np.random.Generator, config: CropsConfig) -> dict[str, Any]:

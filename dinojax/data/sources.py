@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from dinojax.data.images import BadFile, Headers, check_headers, decode, list_skipped
+from dinojax.data.decode import BadFile, Headers, check_headers, decode, list_skipped
 from dinojax.data.records import Records, read_records
 
 __all__ = ["BadFile", "Headers", "ImageSource", "Records", "check_headers", "decode", "list_skipped", "read_records"]

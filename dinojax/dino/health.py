@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dinojax.config import GuardConfig
+from dinojax.config.pretrain import GuardConfig
 
 CONSTANT = 1e-7
 """Features of a smaller spread are the same up to float32's rounding. A backbone with random weights and LayerScale

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from dinojax import schedules, tree
-from dinojax.config import OptimConfig, TeacherConfig
+from dinojax.config.pretrain import OptimConfig, TeacherConfig
 from dinojax.models import VisionTransformer
 from dinojax.models.heads import DINOHead
 from dinojax.optim import WEIGHT_DECAY, adamw, layer_decay, multipliers

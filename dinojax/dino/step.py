@@ -17,9 +17,9 @@ import optax
 from einops import rearrange
 
 from dinojax import tree
-from dinojax.config import LossConfig
+from dinojax.config.pretrain import LossConfig
 from dinojax.dino import accumulation, health, losses
-from dinojax.dino.packing import Packed, pack, take_masked
+from dinojax.dino.masked_patches import Packed, pack, take_masked
 from dinojax.dino.state import Graphs, Schedules, TrainState
 from dinojax.models import VisionTransformer
 from dinojax.models.heads import DINOHead, compare

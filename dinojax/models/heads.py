@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dinojax.models import Model
-from dinojax.models.features import Features
+from dinojax.models.preprocessing import Features
 from dinojax.models.vit import VisionTransformer
+from dinojax.models.zoo import Model
 
 _init_weight = nnx.initializers.truncated_normal(0.02)
 

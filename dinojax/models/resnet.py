@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from dinojax.models.features import Features, imagenet_preprocessing
+from dinojax.models.preprocessing import Features, imagenet_preprocessing
 
 SMALLEST = 32
 """Side in pixels of the smallest image: one number is left of it in each channel of the last feature map."""

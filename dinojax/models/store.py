@@ -21,8 +21,10 @@ from flax import nnx
 
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Arguments, Model, Preprocessing, VisionTransformer, ViTArguments, arguments_of, build
 from dinojax.models.heads import Classifier, LinearHead
+from dinojax.models.preprocessing import Preprocessing
+from dinojax.models.vit import VisionTransformer, ViTArguments
+from dinojax.models.zoo import Arguments, Model, arguments_of, build
 
 M = TypeVar("M", bound=nnx.Module)
 

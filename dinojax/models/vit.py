@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 
 from dinojax.models import positions
-from dinojax.models.features import Features, imagenet_preprocessing
+from dinojax.models.preprocessing import Features, imagenet_preprocessing
 
 Mlp = Literal["gelu", "swiglu"]
 _init_weight = nnx.initializers.truncated_normal(0.02)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.augment.classification import eval_transform, train_transform
-from dinojax.config import AugmentConfig
+from dinojax.config.finetune import AugmentConfig
 
 NOTHING = AugmentConfig(rotation=0, horizontal_flip=0, scale=(1.0, 1.0), shear=0, shift=0)
 

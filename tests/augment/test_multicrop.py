@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dinojax.augment.multicrop import augment_views, multicrop
-from dinojax.config import CropsConfig, PhotometryConfig
+from dinojax.config.pretrain import CropsConfig, PhotometryConfig
 
 CROPS = CropsConfig(global_size=28, local_size=14, locals=3)
 PUBLISHED = PhotometryConfig()

@@ -14,10 +14,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dinojax import phantoms as verb
-from dinojax.data.bmode import Scene, draw_image, receive
-from dinojax.data.phantoms import draw_scenes, write_phantoms
+from dinojax.data.phantoms.bmode import Scene, draw_image, receive
+from dinojax.data.phantoms.dataset import draw_scenes, write_phantoms
 from dinojax.errors import UsageError
+from dinojax.verbs import phantoms as verb
 
 
 @pytest.fixture(scope="module")

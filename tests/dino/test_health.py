@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax.config import GuardConfig
+from dinojax.config.pretrain import GuardConfig
 from dinojax.dino.health import Guard, effective_rank, not_finite, prototypes_used, spread
 
 RNG = np.random.default_rng(0)

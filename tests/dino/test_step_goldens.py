@@ -8,7 +8,7 @@ from flax import nnx
 
 import dinojax
 from dinojax import sharding, tree
-from dinojax.config import LossConfig, OptimConfig
+from dinojax.config.pretrain import LossConfig, OptimConfig
 from dinojax.dino import state as states
 from dinojax.dino.state import Graphs, Schedules
 from dinojax.dino.step import Batch, make_train_step

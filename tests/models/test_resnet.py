@@ -15,9 +15,9 @@ from flax import nnx
 import dinojax
 from dinojax import tree
 from dinojax.errors import UsageError
-from dinojax.evaluation import features
 from dinojax.models import ARGUMENTS, ResNet, ResNetArguments
 from dinojax.models.resnet import BatchNorm, Conv, fold, running_statistics
+from dinojax.protocols import features
 from tests import goldens_reader as goldens
 
 TINY = {"blocks": (2, 1), "filters": (4, 8), "stem": 8}

@@ -14,7 +14,7 @@ from flax import nnx
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Preprocessing, ResNetArguments, ViTArguments, build
-from dinojax.models.features import IMAGENET_MEAN, IMAGENET_STD
+from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from dinojax.models.store import write_arrays
 from tests import goldens_reader as goldens
 from tests.weights_convert import published

@@ -1,0 +1,22 @@
+"""The backbone of a run that begins from random weights."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The backbone when no `init` gives one; a number overrides that of the named size."""
+
+    name: str = "vits14"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    image_size: int | None = None
+    """Side of the image, in pixels, whose patch grid the positional embeddings have."""
+    channels: Literal[1, 3] | None = None
+    """1 for a backbone that reads grey images, 3 for RGB."""
+    mlp: Literal["gelu", "swiglu"] | None = None
+    """Of the blocks: two layers with GELU, or SiLU-gated as in ViT-g."""
+    layer_scale: float | None = 1e-5
+    """What LayerScale starts from; 1e-5 as published for training from scratch; null: 1.0."""

@@ -1,0 +1,54 @@
+"""Reads a verb's configuration, a frozen dataclass, from YAML and the command line by jsonargparse.
+
+Presets are the YAML files in `configs/`. Any key may be given on the command line (`--optim.lr 1e-4`), types are
+checked, and an unknown key is refused by name. `--help` and `--print_config` list everything.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+
+from dinojax.errors import UsageError
+
+T = TypeVar("T")
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """jsonargparse's parser; a mistake raises a `UsageError` of one line instead of printing the usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        del ex
+        raise UsageError(f"{' '.join(str(message).split())} (see {self.prog} --help)")
+
+
+def parse(config: type[T], arguments: Sequence[str], verb: str, *, positional: bool = False) -> T:
+    """Reads a verb's configuration from `--config` files and keys on the command line.
+
+    Args:
+      config: a frozen dataclass; the first line of its docstring becomes the help's.
+      arguments: the command line after the verb.
+      positional: fields without a default are given by place rather than by name.
+
+    Raises:
+      UsageError: an unknown key, a wrong type, a missing key or an unreadable file, by name.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=f"python -m dinojax {verb}", allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="a YAML file of keys, such as a preset from configs/")
+    parser.add_class_arguments(config, nested_key=None, as_positional=positional)
+    values = parser.instantiate(parser.parse_args(list(arguments)))
+    return config(**{field.name: values[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
+
+
+def flatten(config: object) -> dict[str, Any]:
+    """A configuration as one level: `{"optim.lr": 1e-3, ...}`."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{field.name}.{key}": inner for key, inner in flatten(value).items()}
+        else:
+            flat[field.name] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,256 @@
+"""What `pretrain` can be told; the defaults are those of the published MediDino code."""
+
+import dataclasses
+from typing import Literal
+
+from dinojax.config.model import ModelConfig
+from dinojax.config.parser import flatten
+from dinojax.config.ranges import check_ranges
+from dinojax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class CropsConfig:
+    """Geometry of the views (DINOv2, section 5; sizes in pixels, scales as shares of the image's area)."""
+
+    global_size: int = 224
+    global_scale: tuple[float, float] = (0.32, 1.0)
+    local_size: int = 98
+    local_scale: tuple[float, float] = (0.05, 0.32)
+    locals: int = 8
+    horizontal_flip: float = 0.5
+    """Probability; 0 where left and right differ for a reader."""
+    vertical_flip: float = 0.0
+    rotate90: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees, each as likely; for images without an up and down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotometryConfig:
+    """Intensities of the views. Probabilities are those that take effect.
+
+    The published `GaussianBlur(p)` applies with 1 - p, so the published code blurs global view 1 never, view 2 with 0.9
+    and local views with 0.5; the paper says 1.0, 0.1 and 0.5.
+    """
+
+    jitter: float = 0.8
+    """Probability of the colour jitter; its four operations come in random order."""
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur_global1: float = 0.0
+    blur_global2: float = 0.9
+    blur_local: float = 0.5
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_global2: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """iBOT's block masks on the student's global crops."""
+
+    probability: float = 0.5
+    """Share of the global crops that are masked."""
+    ratio: tuple[float, float] = (0.1, 0.5)
+    """Share of the patches masked in such a crop; equal slices of this range, one slice a crop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """A projection head."""
+
+    prototypes: int = 65536
+    hidden: int = 2048
+    bottleneck: int = 256
+    layers: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    centering: Literal["sinkhorn_knopp", "softmax"] = "sinkhorn_knopp"
+    student_temperature: float = 0.1
+    center_momentum: float = 0.9
+    """Of the softmax centering."""
+    dino_weight: float = 1.0
+    ibot_weight: float = 1.0
+    """0 leaves the masks and the term out."""
+    koleo_weight: float = 0.1
+    koleo_per_group: bool = False
+    """Looks for the nearest neighbour in the whole batch, or only inside each of `groups`: the published code sees one
+    GPU's images."""
+    koleo_eps: float = 1e-8
+    """Added to the coordinates of the distance; forks for half precision have 1e-4."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    momentum: float = 0.994
+    momentum_end: float = 1.0
+    temperature_start: float = 0.04
+    temperature: float = 0.07
+    temperature_warmup_epochs: float = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with cosine schedules per step, layer-wise decay and clipping per submodule."""
+
+    lr: float = 2e-4
+    """Base learning rate; see `lr_scaling`."""
+    lr_scaling: Literal["sqrt_1024", "none"] = "sqrt_1024"
+    """`sqrt_1024`: the peak is lr × sqrt(batch_size / 1024), as published."""
+    min_lr: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.999
+    layer_decay: float = 0.9
+    patch_embed_lr: float = 0.2
+    """Multiplier of the patch embedding's learning rate, on top of its layer decay."""
+    clip: float = 3.0
+    """Largest gradient norm, for the backbone and the head apart; 0 clips nothing."""
+    freeze_prototypes_epochs: float = 1
+    """While frozen, the prototypes' learning rate is 0; their moments still advance, as published."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """A k-NN probe of the teacher's class token on labelled images, before the first step and regularly after.
+
+    Every image is classified by its nearest neighbours among those of other patients. Only the training part of a data
+    set that is split is used, so that nothing is chosen by test images.
+    """
+
+    data: str | None = None
+    """A labelled data set of any kind that `finetune` reads; without it there is no probe."""
+    data_root: str | None = None
+    group_regex: str | None = None
+    """Takes the patient from the path: the first group of this expression."""
+    every: int | None = None
+    """Steps between two probes; null: an epoch. The last step is probed too."""
+    k: int = 20
+    images: int = 2000
+    """At most so many, an evenly spaced choice of the training part."""
+    stop_below: float | None = None
+    """Stops the run when the accuracy (0..1) has fallen this far below its start, such as 0.05."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When a run counts as collapsed and is stopped. A value that is not finite, or features that are all the same,
+    stop it at once, whatever stands here."""
+
+    feature_std: float = 0.01
+    """Collapse of the features: the spread of the teacher's class tokens stays below this; see `health.spread`."""
+    target_entropy: float = 0.02
+    """Collapse to uniform targets or to one prototype: the targets' mean entropy stays within so many nats of
+    log(prototypes), or that of the mean target of 0."""
+    steps: int = 500
+    """How long either must last, counted from the end of the learning rate's warm-up; 0 turns both off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes, one for each machine or GPU, that train one model together."""
+
+    cluster: bool = False
+    """Asks the cluster (SLURM, Open MPI, Kubernetes, Cloud TPU) who takes part."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where there is no cluster to ask."""
+    processes: int | None = None
+    process: int | None = None
+    """Number of this process, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Self-supervised pre-training with DINOv2's objective. The same command goes on where a run stopped."""
+
+    data: str
+    """A folder of images (labels are ignored), a manifest, or a data set of any kind that the README lists."""
+    out: str
+    """The run's directory."""
+    init: str | None = None
+    """A model directory to continue from; without it, `model` is trained from random weights."""
+    init_heads: Literal["auto", "fresh"] = "auto"
+    """`auto` goes on with the projection heads that lie in `init`, if there are any; `fresh` begins new ones."""
+    head_warmup_steps: int = 0
+    """Steps at the beginning in which the backbone is frozen and only the heads are trained, at the peak learning rate;
+    they count among `steps`, and the schedules begin after them. For released weights, which come without heads."""
+    positions: Literal["keep", "resample", "resample_plain"] = "keep"
+    """`keep` trains the positional embeddings at the size they have, interpolated in every step; `resample` takes them
+    once to the grid of the global crops, by the model's own rule; `resample_plain` by size, cubic with a = -0.75,
+    without offset or antialiasing."""
+    data_root: str | None = None
+    """What a manifest's paths are relative to, if not its own folder."""
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """A file found unreadable stops the run, or is skipped and listed in `skipped_files.csv`."""
+    seed: int = 0
+    batch_size: int = 256
+    epochs: float = 100
+    steps_per_epoch: int | None = 100
+    """Length of an epoch, the unit of all warm-ups; null: the images divided by the batch size."""
+    steps: int | None = None
+    """Length of the run in steps; the schedules and their warm-ups are stretched or squeezed to it."""
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    """The last so many stay, and the best by the probe."""
+    threads: int = 2
+    """Threads that read and crop images, in each worker."""
+    workers: int = 0
+    """Processes that read and crop images; 0 reads in this one. They change no result."""
+    cache_gib: float = 2.0
+    """Memory in GiB, of each worker, that decoded images are kept in."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; parameters, losses, centring and moving averages are float32. `auto`: bfloat16 on
+    accelerators, float32 on CPUs, where bfloat16 is slower."""
+    accumulate: int = 1
+    """Slices of the batch that are differentiated one after the other, to save memory. Sinkhorn-Knopp, centres and
+    KoLeo see the whole batch all the same. `groups` must be a multiple of it."""
+    fsdp: int = 1
+    """Devices over which parameters and optimizer state are spread; the rest of the devices hold copies. 0: all."""
+    loop_blocks: bool = False
+    """Compiles the blocks as a loop, where all have the same drop path: for large models, above all with `fsdp`. On a
+    CPU it is a fifth slower."""
+    accept_changes: str = ""
+    """Keys, separated by commas, that may differ from those that the run in `out` began with."""
+    groups: int = 1
+    """Equal slices of the batch in which masked patches are packed and drop path picks its subset: a multiple of the
+    number of devices (times `accumulate`) keeps these gathers inside a device, see `dinojax.dino.step`."""
+    drop_path: float = 0.0
+    drop_path_uniform: bool = False
+    """The same rate in every block, or rising linearly from 0."""
+    drop_path_subset: bool = True
+    """Rates above 0.1 run a branch on a random subset of the batch only, as published, instead of masking images one by
+    one: compute falls with the rate."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    crops: CropsConfig = dataclasses.field(default_factory=CropsConfig)
+    photometry: PhotometryConfig = dataclasses.field(default_factory=PhotometryConfig)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    """Of the DINO term, and of iBOT's without `ibot_head`."""
+    ibot_head: HeadConfig | None = None
+    """A head of its own for the iBOT term; without it, both terms share one."""
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+    guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(flatten(self))
+        if self.batch_size % self.groups:
+            raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
+        if self.groups % self.accumulate:
+            raise UsageError(f"accumulate {self.accumulate} does not divide groups {self.groups}; set both")
+        loss = self.loss
+        if not (loss.dino_weight or loss.ibot_weight or loss.koleo_weight):
+            raise UsageError("loss.dino_weight, .ibot_weight and .koleo_weight are all 0; set at least one")
+        if loss.koleo_weight and self.batch_size // (self.groups if loss.koleo_per_group else 1) < 2:
+            where, advice = ("each group", "lower groups") if loss.koleo_per_group else ("a batch", "raise batch_size")
+            raise UsageError(f"KoLeo needs two images in {where}; {advice}, or set loss.koleo_weight 0")

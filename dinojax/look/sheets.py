@@ -1,0 +1,39 @@
+"""Sheets of images to look at before believing any number."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from dinojax.models.preprocessing import Preprocessing
+
+
+def crop_sheet(
+    global_crops: jax.Array, local_crops: jax.Array, preprocessing: Preprocessing, path: Path, images: int = 8
+) -> None:
+    """Draws what the student sees: a row an image, global crops first, all as they come out of the augmentation.
+
+    Args:
+      global_crops: float [B, 2, S, S, C], normalised.
+      local_crops: float [B, L, s, s, C], normalised.
+      preprocessing: undone for the eye.
+      path: PNG to write.
+      images: how many rows at most.
+    """
+    rows = min(images, len(global_crops))
+    columns = global_crops.shape[1] + local_crops.shape[1]
+    figure = Figure(figsize=(1.3 * columns, 1.4 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for row in range(rows):
+        crops = [*np.asarray(global_crops[row]), *np.asarray(local_crops[row])]
+        for column, (axis, crop) in enumerate(zip(axes[row], crops, strict=True)):
+            pixels = np.clip(crop * np.asarray(preprocessing.std) + np.asarray(preprocessing.mean), 0, 1)
+            axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.set_axis_off()
+            if row == 0:
+                views = global_crops.shape[1]
+                name = f"global {column + 1}" if column < views else f"local {column - views + 1}"
+                axis.set_title(f"{name}\n{crop.shape[0]} px", fontsize=8)
+    figure.suptitle("Views of the first images, after augmentation", fontsize=10)
+    figure.savefig(path, dpi=110)

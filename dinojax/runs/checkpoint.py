@@ -1,0 +1,338 @@
+"""What a run leaves behind to go on from: checkpoints of its state, and its metrics, one JSON object a line.
+
+A checkpoint is a directory named by its step that Orbax writes in the background and renames when it is whole. Beside
+Orbax's files it holds `checkpoint.json`: the probe's accuracy, and size and CRC-32 of every other file. Orbax notices
+missing and short files, but not a damaged array, which it would hand over as if it were whole.
+"""
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from dinojax import tree
+from dinojax.errors import RunError, Stopped
+from dinojax.runs import directory as rundir
+from dinojax.runs.directory import free_path, reason, write_text
+
+S = TypeVar("S")
+_RECORD = "checkpoint.json"
+_UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
+
+
+class Checkpoints:
+    """The last few states of a run and the best one, written in the background while it goes on.
+
+    Where several processes train together, every one of them calls every method, in the same order.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        """Opens or makes a directory of checkpoints.
+
+        Args:
+          directory: theirs alone.
+          keep: so many of the newest stay; and beside them the one with the highest probe, the first such.
+
+        Raises:
+          RunError: the directory cannot be made.
+        """
+        for name in ("absl", "asyncio"):  # Orbax tells of every file, and of errors that are raised here besides
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write to {directory}: {reason(error)}") from error
+        self._directory, self._keep = directory.resolve(), keep
+        self._shown = directory  # as it was given
+        self._steps = sorted(int(path.name) for path in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name))
+        self._probes = {step: _read_probe(self._directory / str(step)) for step in self._steps}
+        self._writing: int | None = None
+        self._suspect: int | None = None
+        self._handler = ocp.StandardCheckpointHandler()
+        # A directory that cannot be made is an error of `save`; else threads would wait for it, and the exit for them.
+        options = ocp.AsyncOptions(post_finalization_callback=self._seal, create_directories_asynchronously=False)
+        self._checkpointer = ocp.AsyncCheckpointer(self._handler, async_options=options)
+        self._former_hook = sys.unraisablehook
+        sys.unraisablehook = _without_closed_loops(self._former_hook)
+
+    def steps(self) -> list[int]:
+        """The steps whose states are saved or being saved, in order."""
+        return list(self._steps)
+
+    def save(self, step: int, state: Any, probe: float | None = None, suspect: int | None = None) -> None:
+        """Begins to save the state after `step` steps; nothing is done if it is there already.
+
+        Args:
+          step: of the state.
+          state: a pytree of arrays; may be donated right after the call.
+          probe: its accuracy by the probe, where it was measured; the higher the better.
+          suspect: the step since which the run may have collapsed; the newest state before it stays too.
+
+        Raises:
+          RunError: the checkpoint before could not be written, or this one cannot.
+        """
+        self.wait()
+        if step in self._steps:
+            return
+        self._writing, self._suspect = step, suspect
+        self._steps.append(step)
+        self._probes[step] = probe
+        try:
+            self._checkpointer.save(self._directory / str(step), args=ocp.args.StandardSave(_by_path(state)))
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until what is being saved is written, and removes what need not stay.
+
+        Raises:
+          RunError: it could not be written: which step, why, and which step is the last good one.
+        """
+        if self._writing is None:
+            return
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:
+            raise self._failed(self._writing, error) from error
+        self._writing = None
+        self._tidy()
+
+    def close(self) -> None:
+        """Waits until everything is written; to be called last, whether or not the run failed.
+
+        Raises:
+          RunError: as `wait`. Where another exception is on its way, the line is printed instead, so that the first
+            one is seen; but for a `Stopped`, which says that the state is saved.
+        """
+        underway = sys.exception()
+        try:
+            self.wait()
+        except RunError as error:
+            if underway is None or isinstance(underway, Stopped):
+                raise
+            print(error)
+        finally:
+            try:
+                self._checkpointer.close()
+            except Exception as error:  # a second consequence of what `wait` has told
+                logging.getLogger(__name__).debug("while closing: %s", error)
+            sys.unraisablehook = self._former_hook
+
+    def restore(self, like: S) -> S | None:
+        """The newest state that can be read; None if none was ever saved.
+
+        Newer ones that cannot be read are moved to `<directory>_unreadable`, each with a printed line.
+
+        Args:
+          like: a pytree of arrays, or of `jax.ShapeDtypeStruct` with shardings: gives structure, shapes and shardings.
+
+        Raises:
+          RunError: there are checkpoints, but none can be read (they stay where they are); or the newest one that can
+            be read belongs to another model.
+        """
+        self.wait()
+        problems: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            path = self._directory / str(step)
+            state, problem = None, _damage(path) if jax.process_index() == 0 else None
+            if not _anywhere(problem is not None):
+                try:
+                    state = self._read(path, like)
+                except RunError:
+                    raise
+                except Exception as error:  # whatever the damage leads to
+                    problem = reason(error)
+            if not _anywhere(problem is not None):
+                self._move_aside(problems)
+                return state
+            problems[step] = problem or "another process cannot read it"
+        if not problems:
+            return None
+        listed = "; ".join(f"step {step}: {problem}" for step, problem in problems.items())
+        raise RunError(
+            f"no checkpoint in {self._shown} can be read ({listed}); "
+            "put back a good copy, or choose another --out to begin anew"
+        )
+
+    def _read(self, path: Path, like: S) -> S:
+        """Restores without Orbax's barriers, at which the others would wait for a process that fails."""
+        expected = _by_path(like)
+        # Shapes are compared here because Orbax's messages name neither the run nor what to do.
+        differences = tree.difference(expected, dict(self._handler.metadata(path).tree))  # type: ignore[arg-type]
+        if differences:
+            first = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
+            raise RunError(
+                f"{self._shown / path.name} belongs to another model ({len(differences)} differences: {first}); "
+                "choose another --out, or the configuration that it was saved with"
+            )
+        wanted = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in expected.items()}
+        restored = self._handler.restore(path, args=ocp.args.StandardRestore(wanted))  # type: ignore[arg-type]
+        return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in expected])
+
+    def _move_aside(self, problems: Mapping[int, str]) -> None:
+        aside = self._shown.with_name(f"{self._shown.name}_unreadable")
+        for step, problem in problems.items():
+            if jax.process_index() == 0:
+                aside.mkdir(exist_ok=True)
+                target = free_path(aside, str(step))
+                (self._directory / str(step)).rename(target)
+                print(f"the checkpoint of step {step} cannot be read ({problem}) and is now {target}", flush=True)
+            self._steps.remove(step)
+            del self._probes[step]
+        if problems and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("dinojax: unreadable checkpoints are moved aside")
+
+    def _seal(self) -> None:
+        """Writes the record into the directory that Orbax is about to rename; one process does, all being done."""
+        assert self._writing is not None
+        path = self._directory / f"{self._writing}{_UNFINISHED}"
+        sums = rundir.checksums(path)
+        sums.pop("_CHECKPOINT_METADATA", None)  # Orbax writes the time into it when it renames; not needed to restore
+        record = {"probe": self._probes[self._writing], "files": sums}
+        write_text(path / _RECORD, json.dumps(record, indent=1) + "\n")
+
+    def _tidy(self) -> None:
+        stay = set(self._steps[-self._keep :])
+        measured = [step for step in self._steps if (probe := self._probes[step]) is not None and math.isfinite(probe)]
+        if measured:
+            stay.add(max(measured, key=lambda step: (self._probes[step], -step)))
+        if self._suspect is not None:
+            stay.update([step for step in self._steps if step < self._suspect][-1:])
+        gone = [step for step in self._steps if step not in stay]
+        self._steps = [step for step in self._steps if step in stay]
+        if jax.process_index() != 0:
+            return
+        try:
+            for step in gone:  # renamed first: a directory that is named by a step is whole
+                path = self._directory / str(step)
+                path.rename(path.with_name(f"{step}{_UNFINISHED}"))
+            for unfinished in self._directory.glob(f"*{_UNFINISHED}"):  # also those of runs that were killed
+                shutil.rmtree(unfinished)
+        except OSError as error:
+            print(f"old checkpoints in {self._shown} cannot be removed: {reason(error)}", flush=True)
+
+    def _failed(self, step: int, error: Exception) -> RunError:
+        self._writing = None
+        self._steps.remove(step)
+        if jax.process_index() == 0:  # its part takes room, which may be what is short
+            shutil.rmtree(self._directory / f"{step}{_UNFINISHED}", ignore_errors=True)
+        last = f"the same command goes on from step {self._steps[-1]}" if self._steps else "there is none before it"
+        return RunError(f"the checkpoint of step {step} could not be written to {self._shown}: {reason(error)}; {last}")
+
+
+class MetricsLog:
+    """`metrics.jsonl`. What depends on the clock or the machine stands under `time`; all else is reproducible."""
+
+    def __init__(self, path: Path, restored_step: int | None) -> None:
+        """Opens the file and removes the lines after the step that a run goes on from.
+
+        Args:
+          path: the file; made if need be.
+          restored_step: the step of the restored state; None where none was restored, which removes every line.
+
+        Raises:
+          RunError: a line of the file is damaged, or it cannot be written.
+        """
+        kept = [line for line, values in _lines(path) if restored_step is not None and values["step"] <= restored_step]
+        write_text(path, "".join(kept))
+        self._path = path
+        # Without a buffer, which would write again, at the end, what the disk has no room for.
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, step: int, metrics: Mapping[str, float], time: Mapping[str, float]) -> None:
+        """Appends a line, at once.
+
+        Raises:
+          RunError: the disk is full, say; the file has no part of the line.
+        """
+        line = (json.dumps({"step": step, **metrics, "time": dict(time)}) + "\n").encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(end)
+            what = f"the metrics of step {step} could not be written to {self._path}"
+            raise RunError(f"{what}: {reason(error)}") from error
+
+    def sync(self) -> None:
+        """Waits until the lines are on the disk, so that no checkpoint outlives them when the power fails."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without one that is cut short; none if there is no file.
+
+    Raises:
+      RunError: a line is damaged.
+    """
+    return [values for _, values in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last one was cut short
+        try:
+            values = json.loads(line)
+            int(values["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"line {number} of {path} is damaged ({line[:40]!r}); remove it to go on") from error
+        found.append((line + "\n", values))
+    return found
+
+
+def _by_path(state: Any) -> dict[str, Any]:
+    """The arrays of a pytree by their paths, such as `student.backbone.blocks.3.attn.qkv.kernel`."""
+    leaves = jax.tree.leaves_with_path(state)
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    assert len(arrays) == len(leaves), "two arrays of the state have the same path"
+    return arrays
+
+
+def _anywhere(happened: bool) -> bool:
+    """Whether it is so in any process."""
+    return bool(multihost_utils.process_allgather(np.array(happened)).any()) if jax.process_count() > 1 else happened
+
+
+def _damage(directory: Path) -> str | None:
+    """What differs from a checkpoint's record; None if nothing does."""
+    try:
+        return rundir.damage(directory, json.loads((directory / _RECORD).read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{_RECORD}: {reason(error)}"
+
+
+def _read_probe(directory: Path) -> float | None:
+    try:
+        probe = json.loads((directory / _RECORD).read_text())["probe"]
+        return None if probe is None else float(probe)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # `restore` tells of it
+
+
+def _without_closed_loops(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Keeps quiet of the event loop that Orbax closes when a write fails, while other writes still report to it."""
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return quiet

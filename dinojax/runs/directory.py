@@ -1,0 +1,259 @@
+"""What a run's directory promises: one run at a time, the configuration and the images that it began with."""
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dinojax.config.parser import flatten
+from dinojax.errors import RunError, UsageError
+
+# Where a run lies, which machines it uses, what it keeps and what it may overlook are no part of what it computes.
+_NOT_COMPARED = (
+    *("out", "accept_changes", "on_bad_file", "keep_checkpoints"),
+    *("threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
+)
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Holds a run's directory, which is made if need be, against a second run.
+
+    The kernel lets go of it whatever ends the process. Of several processes that train together, only one holds it.
+
+    Raises:
+      UsageError: another process holds it.
+      RunError: the directory cannot be written to.
+    """
+    path = directory / ".lock"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise RunError(f"cannot write to {directory}: {reason(error)}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"{directory} is in use by {file.read().strip() or 'another run'}; "
+                "wait for it, stop it, or choose another --out"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            print(f"{directory} cannot be locked ({reason(error)}): do not start a second run there")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def check_config(
+    config: object, directory: Path, accept_changes: Sequence[str] = (), changeable: Collection[str] | None = None
+) -> None:
+    """Compares a configuration with the one that the run in a directory began with, if there is one. Writes nothing.
+
+    Args:
+      config: a frozen dataclass of `dinojax.config`.
+      directory: the run's.
+      accept_changes: keys that may differ, such as `optim.lr`.
+      changeable: the keys that `accept_changes` may name; by default all.
+
+    Raises:
+      UsageError: it is another configuration, and `accept_changes` does not name every changed key; or
+        `accept_changes` names what is no key, or what must not change.
+    """
+    values, before = flatten(config), _read_config(directory / "config.yaml")
+    _check_accepted(accept_changes, values.keys() | (before or {}).keys(), changeable)
+    if before is None:
+        if any((directory / "checkpoints").glob("[0-9]*")):
+            raise UsageError(f"{directory} has checkpoints but no config.yaml; put it back, or choose another --out")
+        return
+    changed = _changed(before, values)
+    refused = [key for key in changed if key not in accept_changes]
+    if refused:
+        listed = ", ".join(f"{key} was {_show(before, key)}, is {_show(values, key)}" for key in refused)
+        advice = "choose another --out"
+        if changeable is None or set(changed) <= set(changeable):
+            advice += f", or go on with --accept_changes {','.join(changed)}"
+        raise UsageError(f"{directory} holds a run with another configuration: {listed}; {advice}")
+
+
+def write_config(config: object, directory: Path, step: int | None = None) -> None:
+    """Writes `config.yaml`, every key of it, into a run's directory.
+
+    Where a run goes on with another configuration, the former file stays as `config.before_step<N>.yaml`.
+
+    Args:
+      config: a frozen dataclass of `dinojax.config` that `check_config` let pass.
+      directory: the run's; made if need be.
+      step: N, the first step that the configuration holds for being N + 1; without it, the name is
+        `config.before.yaml`.
+
+    Raises:
+      RunError: it cannot be written.
+    """
+    path, values = directory / "config.yaml", flatten(config)
+    before = _read_config(path)
+    if before is not None and _changed(before, values):
+        name = "config.before" if step is None else f"config.before_step{step}"
+        write_text(free_path(directory, name, ".yaml"), path.read_text())
+    write_text(path, yaml.safe_dump(_nest(values), sort_keys=False))
+
+
+def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
+    """Writes `data.json`, which tells the images of a run, or compares with the one that the run began with.
+
+    Their order counts, because a run's batches follow from it.
+
+    Args:
+      directory: the run's; made if need be.
+      paths: of the images, as `Records` name them.
+      accept: takes other images for those of the run from now on.
+
+    Raises:
+      UsageError: they are other images.
+      RunError: the file cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps(list(paths)).encode()).hexdigest()
+    path, now = directory / "data.json", {"images": len(paths), "sha256": digest}
+    try:
+        before = json.loads(path.read_text()) if path.exists() else None
+        images, same = (before["images"], before["sha256"] == digest) if before else (0, False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({reason(error)}); remove it if the images are the same") from error
+    if same:
+        return
+    if before and not accept:
+        counts = f"{images} then, {len(paths)} now" if images != len(paths) else f"{images}, but other paths or order"
+        raise UsageError(
+            f"the images are not those that the run in {directory} began with ({counts}); "
+            "put them back, choose another --out, or go on with --accept_changes data"
+        )
+    write_text(path, json.dumps(now, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, also when the machine fails; its folder is made if need be.
+
+    Raises:
+      RunError: it cannot be written; the former file is unchanged.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {reason(error)}") from error
+
+
+def free_path(directory: Path, name: str, suffix: str = "") -> Path:
+    """`directory/name` and the suffix; or, where that is taken, the first of `name.1`, `name.2`, ... that is free."""
+    path, number = directory / f"{name}{suffix}", 0
+    while path.exists():
+        number += 1
+        path = directory / f"{name}.{number}{suffix}"
+    return path
+
+
+def checksums(directory: Path) -> dict[str, list[int]]:
+    """Size in bytes and CRC-32 of every file below a directory, by its path there."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): [path.stat().st_size, _crc(path)] for path in files}
+
+
+def damage(directory: Path, sums: Mapping[str, Sequence[int]]) -> str | None:
+    """The first way in which files differ from their `checksums`; None if they are whole. Others do not count."""
+    for name, (size, crc) in sums.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _crc(path) != crc:
+            return f"{name} is damaged"
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line; of TensorStore's long ones, the operating system's word."""
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _check_accepted(accepted: Sequence[str], known: Collection[str], changeable: Collection[str] | None) -> None:
+    for key in accepted:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise UsageError(
+                f"--accept_changes {key}: there is no such key{f'; did you mean {near[0]}?' if near else ''}"
+            )
+        if changeable is not None and key not in changeable:
+            raise UsageError(f"--accept_changes {key}: choose another --out; only {', '.join(changeable)} may change")
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """The stored configuration as one level, or None if there is none."""
+    if not path.exists():
+        return None
+    try:
+        return flatten_mapping(yaml.safe_load(path.read_text()) or {})
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read ({reason(error)}); mend it, or choose another --out") from error
+
+
+def _changed(before: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    compared = [key for key in before.keys() | values.keys() if key.split(".")[0] not in _NOT_COMPARED]
+    return sorted(key for key in compared if before.get(key) != values.get(key))
+
+
+def _show(values: dict[str, Any], key: str) -> str:
+    value = values.get(key, _ABSENT)
+    return "not there" if value is _ABSENT else repr(value)
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return nested
+
+
+def flatten_mapping(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A YAML file's sections as one level, as `dinojax.config.flatten` makes it: `{"optim.lr": 1e-3, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten_mapping(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

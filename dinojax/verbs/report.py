@@ -1,0 +1,37 @@
+"""`python -m dinojax report`: one table and its plots from several runs of `finetune`."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from dinojax.config.parser import Parser
+from dinojax.errors import UsageError
+from dinojax.report import comparison, render
+from dinojax.report import predictions as results
+from dinojax.report.results import check_comparable, read_run
+
+
+def main(arguments: list[str]) -> None:
+    """Reads the runs, computes every number anew from their predictions, and writes the report."""
+    parser = Parser(prog="python -m dinojax report", description="One table and its plots from runs of finetune.")
+    parser.add_argument("runs", nargs="+", help="directories of finished runs of finetune")
+    parser.add_argument("--out", required=True, help="directory of the report; files of an earlier one are replaced")
+    given = parser.parse_args(arguments)
+    out = Path(given.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a directory")
+    runs = [read_run(Path(name)) for name in given.runs]
+    check_comparable(runs)
+
+    figures = out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    rows = comparison.rows_of(runs)
+    blocks = comparison.compose(runs, comparison.draw(runs, figures))
+    (out / "report.md").write_text(render.to_markdown(blocks, out))
+    (out / "report.html").write_text(render.to_html(blocks))
+    # Whole numbers stay whole beside the baselines' empty cells.
+    table = pd.DataFrame([comparison.flat(row) for row in rows]).convert_dtypes()
+    table.to_csv(out / "table.csv", index=False)
+    described = [{"directory": str(run.directory), **run.facts} for run in runs]
+    results.write_json(out / "report.json", {"table": rows, "notes": comparison.READING, "runs": described})
+    print(f"done: {out / 'report.md'}, and report.html beside it")

@@ -1,0 +1,38 @@
+"""The demo's recipe, and the whole way from phantoms to a report."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from dinojax.config.parser import flatten, parse
+from dinojax.config.pretrain import PretrainConfig
+from dinojax.errors import UsageError
+from dinojax.verbs import demo
+
+PRESET = Path(__file__).parents[2] / "configs" / "pretrain" / "laptop.yaml"
+
+
+def test_the_demo_runs_the_laptop_recipe_for_fewer_epochs() -> None:
+    here = ["--data", "d", "--out", "o"]
+    shown = flatten(parse(PretrainConfig, [*here, *demo.PRETRAIN.split()], "pretrain"))
+    preset = flatten(parse(PretrainConfig, [*here, "--config", str(PRESET)], "pretrain"))
+    assert {key for key in preset if shown[key] != preset[key]} == {"epochs"}
+
+
+def test_the_demo_goes_from_phantoms_to_a_report(tmp_path: Path) -> None:
+    demo.main(["--out", str(tmp_path / "demo"), "--quick", "true"])
+    table = pd.read_csv(tmp_path / "demo" / "report" / "table.csv")
+    assert {"random", "pretrained"} <= set(table["starting_point"])
+    for name in ("random", "pretrained"):
+        run = tmp_path / "demo" / f"{name}_cv"
+        results = json.loads((run / "results.json").read_text())
+        predictions = pd.read_csv(run / "predictions.csv")
+        test = predictions[predictions["split"] == "test"]
+        pooled = roc_auc_score(test["label"] == "malignant", test["score_malignant"])
+        assert results["selection"]["pooled_auc"] == pooled
+        assert pooled in list(table["pooled_auc"])
+    with pytest.raises(UsageError, match="not empty"):
+        demo.main(["--out", str(tmp_path / "demo")])
