@@ -94,10 +94,8 @@ class Study:
           UsageError: the published selection has no AUC to choose by.
           RunError: the data has changed since.
         """
-        classes = set(range(len(self.task.classes)))
-        if self.selection == "published" and self.task.kind != "multi-label":
-            if all(set(self.labels[fold.test].tolist()) < classes for fold in self.folds):
-                raise UsageError("selection published needs a fold whose test part has every class; choose nested")
+        if self.selection == "published" and not any(self.task.has_auc(self.labels[fold.test]) for fold in self.folds):
+            raise UsageError("selection published needs a fold whose test part has every class; choose nested")
         path, table = self.out / "folds.csv", folds_table(self.records, self.folds)
         if path.exists():
             before = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -38,6 +38,12 @@ class Task:
         """Number of a model's logits."""
         return 1 if self.kind == "binary" else len(self.classes)
 
+    def has_auc(self, labels: np.ndarray) -> bool:
+        """Whether cases with these labels have an AUC: all classes occur, or some label has both values."""
+        if self.kind == "multi-label":
+            return bool(((labels == 0).any(0) & (labels == 1).any(0)).any())
+        return len(np.unique(labels)) == len(self.classes)
+
     def loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """Cross-entropy in nats, the mean over the cases, of a multi-label task over the known entries.
 
