@@ -20,6 +20,7 @@ from dinojax.protocols import pixels as baselines
 from dinojax.protocols.finetuning import Fitted, Setting
 from dinojax.report import plots
 from dinojax.report import predictions as results
+from dinojax.runs.files import read_json, replacing, write_json
 
 BASELINE = f"logistic_pixels_{baselines.SIDE}"
 
@@ -79,9 +80,8 @@ def pin_folds(out: Path, table: pd.DataFrame) -> None:
                 f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
             )
         return
-    partial = path.with_suffix(".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(path)
+    with replacing(path, newline="") as file:
+        table.to_csv(file, index=False)
 
 
 def store_unit(
@@ -115,14 +115,14 @@ def store_unit(
         "val_scores": fitted.val_scores.tolist(),
         "test_scores": fitted.test_scores.tolist(),
     }
-    results.write_json(study.scores(fold, setting), values)
+    write_json(study.scores(fold, setting), values)
 
 
 def drop_losers(study: Study, fold: int) -> None:
     """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
     if study.protocol != "nested":
         return
-    losses = {(fold, s.name): results.read_json(study.scores(fold, s))["val_loss"] for s in study.settings}
+    losses = {(fold, s.name): read_json(study.scores(fold, s))["val_loss"] for s in study.settings}
     winner = results.select_nested(losses)[fold]
     for setting in study.settings:
         if setting.name != winner:
@@ -141,7 +141,7 @@ def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, An
       The contents of `results.json`.
     """
     units = {
-        (fold, setting.name): results.read_json(study.scores(fold, setting))
+        (fold, setting.name): read_json(study.scores(fold, setting))
         for setting in study.settings
         for fold, _ in study.numbered_folds()
     }
@@ -149,7 +149,8 @@ def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, An
     predictions = _read_back(study.out / "predictions.csv", _predictions(study, units), classes)
     baseline = _read_back(study.out / "baseline_predictions.csv", _baseline_predictions(study, cases), classes)
     history = _history(study, units)
-    history.to_csv(study.out / "history.csv", index=False)
+    with replacing(study.out / "history.csv", newline="") as file:
+        history.to_csv(file, index=False)
     settings = [{"setting": s.name, **dataclasses.asdict(s)} for s in study.settings]
     kept = {key: {name: unit[name] for name in ("epoch", "val_loss")} for key, unit in units.items()}
     described = {
@@ -161,7 +162,7 @@ def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, An
     }
     _draw(study, described, predictions, baseline, history)
     _keep_models(study, described)
-    results.write_json(study.out / "results.json", described)
+    write_json(study.out / "results.json", described)
     shutil.rmtree(study.out / "units")
     return described
 

@@ -23,7 +23,7 @@ from dinojax.models.store import load_model
 from dinojax.protocols import study as studies
 from dinojax.protocols.finetuning import Recipe, fit, head_of, make_grid, make_steps
 from dinojax.protocols.study import Study
-from dinojax.runs import directory as rundir
+from dinojax.runs.directory import check_config, lock, write_config
 from dinojax.runs.signals import StopRequest
 
 # A change of anything else would mix the units of two recipes.
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     config = configuration.parse(FinetuneConfig, arguments, "finetune")
     out = Path(config.out)
     settings, accepted = make_grid(config.lrs, config.batch_sizes), [k for k in config.accept_changes.split(",") if k]
-    rundir.check_config(config, out, accepted, CHANGEABLE)
+    check_config(config, out, accepted, CHANGEABLE)
     recipe = Recipe(config.epochs, config.epoch_selection, config.image_size, config.augment, config.threads)
     if (out / "results.json").exists():
         print(f"{out} is finished: see {out / 'results.json'}, or choose another --out to run it again")
@@ -63,9 +63,9 @@ def main(arguments: list[str]) -> None:
         settings=settings,
     )
     study.check()
-    with rundir.lock(out):
+    with lock(out):
         studies.pin_folds(out, folds_table(records, study.folds))
-        rundir.write_config(config, out)
+        write_config(config, out)
         list_skipped(skipped, out / "skipped_files.csv")
         train_units(config, recipe, study, backbone, cases)
         finish(config, study, backbone, cases)
