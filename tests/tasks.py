@@ -14,7 +14,8 @@ from dinojax.protocols import study as studies
 from dinojax.protocols.finetuning import Setting
 from dinojax.protocols.pixels import SIDE
 from dinojax.protocols.study import Study
-from dinojax.report import predictions as results
+from dinojax.report.predictions import Protocol
+from dinojax.runs.files import write_json
 
 TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
 TINY += ["--model.image_size", "28", "--model.channels", "1", "--image_size", "28"]
@@ -42,7 +43,7 @@ def finished_run(
     starting_point: str = "random",
     seed: int = 0,
     task: str = "breast",
-    protocol: results.Protocol = "nested",
+    protocol: Protocol = "nested",
     folds_seed: int = 0,
 ) -> Path:
     """A run's directory with made-up scores, two settings and three folds, written by the code that ends a run."""
@@ -59,7 +60,7 @@ def finished_run(
         for setting in settings:
             unit = {"epoch": 2, "val_loss": rng.uniform(), "history": [[0.7, 0.6], [0.6, 0.5]]}
             unit |= {f"{split}_scores": _scores(rng, records, getattr(fold, split)) for split in ("val", "test")}
-            results.write_json(study.scores(number, setting), unit)
+            write_json(study.scores(number, setting), unit)
     pixels = np.random.default_rng(1).uniform(size=(len(records), SIDE**2)).astype(np.float32)
     cases = Cases(np.zeros((len(records), 28, 28, 1), np.uint8), records.labels, pixels)
     facts = {

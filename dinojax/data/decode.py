@@ -14,6 +14,7 @@ from PIL import Image
 
 from dinojax.data.records import Records
 from dinojax.errors import RunError
+from dinojax.runs.files import replacing
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
@@ -139,10 +140,8 @@ def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
     if path.exists():  # from before the run was interrupted
         with path.open(newline="") as file:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path, newline="") as file:
         csv.writer(file).writerows([("path", "reason"), *sorted((listed | dict(skipped)).items())])
-    partial.replace(path)
 
 
 def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadFile:

@@ -17,7 +17,8 @@ from dinojax.data.sources import Records
 from dinojax.dino.health import Guard, not_finite
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.probe import Accuracy, Probe
-from dinojax.runs.checkpoint import MetricsLog
+from dinojax.runs.files import replacing
+from dinojax.runs.metrics import MetricsLog
 
 
 class Due(NamedTuple):
@@ -212,7 +213,7 @@ class Monitor:
             rows = np.asarray(multihost_utils.process_allgather(rows)).ravel()
         files = [self._records.paths[row] for row in rows]
         if self._log:
-            with path.open("w", newline="") as file:
+            with replacing(path, newline="") as file:
                 csv.writer(file).writerows([("step", "path"), *((taken.step, name) for name in files)])
         first = ", ".join(files[:3])
         raise RunError(

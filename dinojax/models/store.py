@@ -5,12 +5,10 @@ import importlib.metadata
 import json
 import math
 import mmap
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import jax
 import ml_dtypes
@@ -25,6 +23,7 @@ from dinojax.models.heads import Classifier, LinearHead
 from dinojax.models.preprocessing import Preprocessing
 from dinojax.models.vit import VisionTransformer, ViTArguments
 from dinojax.models.zoo import Arguments, Model, arguments_of, build
+from dinojax.runs.files import replacing, replacing_directory, write_json
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -93,10 +92,8 @@ def write_model(
 
     Raises:
       UsageError: the directory exists and may not be replaced.
+      RunError: it cannot be written.
     """
-    directory = Path(directory).resolve()
-    if directory.exists() and not overwrite and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} exists already; choose another directory or remove it")
     description = {
         "name": name,
         "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_KEPT},
@@ -105,27 +102,10 @@ def write_model(
         **(details or {}),
         "versions": {package: importlib.metadata.version(package) for package in ("dinojax", "jax", "flax")},
     }
-    partial = partial_path(directory)
-    replaced = partial.with_suffix(".replaced")
-    partial.mkdir(parents=True)
-    try:
+    with replacing_directory(Path(directory), overwrite) as partial:
         for file, arrays in {"params": params, **(extra or {})}.items():
             write_arrays(partial / f"{file}.safetensors", arrays)
-        (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
-        if directory.exists():
-            directory.rename(replaced)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists() and not directory.exists():
-            replaced.rename(directory)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def partial_path(path: Path) -> Path:
-    """Where to write what shall become `path` at once when it is whole: beside it, and no two writers' the same."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        write_json(partial / "model.json", description)
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
@@ -261,21 +241,13 @@ def write_arrays(path: str | Path, arrays: Arrays, metadata: Mapping[str, str] |
       metadata: texts kept in the file's header, such as the `format` that some libraries ask for.
 
     Raises:
-      OSError: it cannot be written.
-      RunError: the format has no such dtype.
+      RunError: it cannot be written, or the format has no such dtype.
     """
-    path = Path(path)
-    partial = partial_path(path)
-    try:
-        with partial.open("wb") as file:
-            _write(file, arrays, metadata)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path), "wb") as file:
+        _write(file, arrays, metadata)
 
 
-def _write(file: BinaryIO, arrays: Arrays, metadata: Mapping[str, str] | None) -> None:
+def _write(file: IO[bytes], arrays: Arrays, metadata: Mapping[str, str] | None) -> None:
     if isinstance(arrays, LazyArrays):
         shapes, dtypes = arrays.shapes, arrays.dtypes
     else:

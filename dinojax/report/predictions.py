@@ -1,7 +1,6 @@
 """A fine-tuning run's tables: predictions of every case, and the results that follow from them and nothing else."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ import pandas as pd
 
 from dinojax.errors import RunError
 from dinojax.report.statistics import mean_and_sd, roc_auc, youden_threshold
+from dinojax.runs.files import replacing
 
 Protocol = Literal["nested", "published"]
 TEXT_COLUMNS = ("task", "starting_point", "setting", "split", "path", "frame", "patient_id", "label")
@@ -35,10 +35,9 @@ class Summary:
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
     """Writes a table of predictions, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    # 15 digits: every CSV reader keeps two such numbers apart and in order, so AUCs come out the same everywhere.
-    table.to_csv(partial, index=False, float_format="%.15g")
-    partial.replace(path)
+    with replacing(path, newline="") as file:
+        # 15 digits: every CSV reader keeps two such numbers apart and in order, so AUCs come out the same everywhere.
+        table.to_csv(file, index=False, float_format="%.15g")
 
 
 def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
@@ -159,21 +158,6 @@ def _with_details(summary: Summary, setting: str, kept: Mapping[tuple[int, str],
     """A setting's summary with the epoch that each fold kept, and its validation loss."""
     folds = [{"fold": fold, **kept[fold, setting], "auc": auc} for fold, auc in summary.folds.items()]
     return {**summary.as_json(), "folds": folds}
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON file; RunError if it is none."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}; remove it and run finetune again") from error
 
 
 def _number(value: float | None) -> float:

@@ -12,6 +12,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.report import predictions as results
 from dinojax.report.predictions import Summary
 from dinojax.report.statistics import youden_threshold
+from dinojax.runs.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_run(directory: Path) -> Run:
         if not (directory / "folds.csv").is_file():
             raise UsageError(f"{directory} is no run of finetune: it holds neither folds.csv nor results.json")
         raise UsageError(f"{directory} is unfinished: it has no results.json; run its finetune command again")
-    facts = results.read_json(path)
+    facts = read_json(path)
     try:
         return _recomputed(directory, facts)
     except (KeyError, TypeError) as error:

@@ -24,9 +24,10 @@ from dinojax.dino.state import TrainState
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.look import sheets
 from dinojax.report import plots
-from dinojax.runs import checkpoint
-from dinojax.runs import directory as rundir
-from dinojax.runs.checkpoint import Checkpoints, MetricsLog
+from dinojax.runs.checkpoint import Checkpoints
+from dinojax.runs.directory import check_config, lock, pin_data, write_config
+from dinojax.runs.files import reason
+from dinojax.runs.metrics import MetricsLog, read_metrics
 from dinojax.runs.signals import StopRequest
 
 Batches = Iterator[tuple[DeviceBatch, np.ndarray]]
@@ -52,10 +53,10 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     due = monitor.plan(steps, config.log_every, config.checkpoint_every, probe_every)
     run = pretraining.prepare(config, mesh, backbone, steps, due.logged)
 
-    with rundir.lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
-        rundir.check_config(config, out, accepted)
+    with lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        check_config(config, out, accepted)
         if lead:
-            rundir.pin_data(out, source.records.paths, accept="data" in accepted)
+            pin_data(out, source.records.paths, accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(run.state)
@@ -65,14 +66,14 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             raise UsageError(f"{out} is at step {start}, beyond the {steps} steps asked for; raise steps or epochs")
         log = None
         if lead:
-            rundir.write_config(config, out, start)
+            write_config(config, out, start)
             (out / "figures").mkdir(exist_ok=True)
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", None if restored is None else start))
             stack.callback(leave_figures, out, config.head.prototypes, lambda: [*headers.bad, *source.skipped])
         guard = Guard(config.guard, config.head.prototypes, pretraining.warmup_steps(config, run))
         stop_below = config.probe.stop_below
         watch = Monitor(out, log, guard, due, source.records, config.batch_size, probe, stop_below)
-        watch.replay(checkpoint.read_metrics(out / "metrics.jsonl") if restored is not None else [], start)
+        watch.replay(read_metrics(out / "metrics.jsonl") if restored is not None else [], start)
         note = f"going on after step {start}" if start else "the first one compiles"
         print(f"{steps} steps of {config.batch_size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
 
@@ -140,8 +141,8 @@ def leave_figures(out: Path, prototypes: int, skipped: Callable[[], list[tuple[s
     try:
         plots.plot_metrics(out / "metrics.jsonl", out / "figures" / "curves.png", prototypes)
         list_skipped(skipped(), out / "skipped_files.csv")
-    except OSError as error:
-        print(f"the curves in {out / 'figures'} or skipped_files.csv are not of the end: {rundir.reason(error)}")
+    except (OSError, RunError) as error:
+        print(f"the curves in {out / 'figures'} or skipped_files.csv are not of the end: {reason(error)}")
 
 
 def teacher(mesh: Mesh, state: TrainState) -> tree.Params:

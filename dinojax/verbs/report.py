@@ -7,8 +7,8 @@ import pandas as pd
 from dinojax.config.parser import Parser
 from dinojax.errors import UsageError
 from dinojax.report import comparison, render
-from dinojax.report import predictions as results
 from dinojax.report.results import check_comparable, read_run
+from dinojax.runs.files import replacing, write_json, write_text
 
 
 def main(arguments: list[str]) -> None:
@@ -27,11 +27,12 @@ def main(arguments: list[str]) -> None:
     figures.mkdir(parents=True, exist_ok=True)
     rows = comparison.rows_of(runs)
     blocks = comparison.compose(runs, comparison.draw(runs, figures))
-    (out / "report.md").write_text(render.to_markdown(blocks, out))
-    (out / "report.html").write_text(render.to_html(blocks))
+    write_text(out / "report.md", render.to_markdown(blocks, out))
+    write_text(out / "report.html", render.to_html(blocks))
     # Whole numbers stay whole beside the baselines' empty cells.
     table = pd.DataFrame([comparison.flat(row) for row in rows]).convert_dtypes()
-    table.to_csv(out / "table.csv", index=False)
+    with replacing(out / "table.csv", newline="") as file:
+        table.to_csv(file, index=False)
     described = [{"directory": str(run.directory), **run.facts} for run in runs]
-    results.write_json(out / "report.json", {"table": rows, "notes": comparison.READING, "runs": described})
+    write_json(out / "report.json", {"table": rows, "notes": comparison.READING, "runs": described})
     print(f"done: {out / 'report.md'}, and report.html beside it")
