@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from dinojax.errors import RunError, UsageError
-from dinojax.models.store import read_description, write_arrays, write_model
+from dinojax.models.arrays import write_arrays
+from dinojax.models.store import read_description, write_model
 from weights_convert import inspection, readers, writers
 from weights_convert.backbones import Converted
 from weights_convert.layouts import linear_head_fits, recognise_source

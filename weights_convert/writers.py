@@ -12,7 +12,7 @@ import numpy as np
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Arguments, Preprocessing, ResNetArguments, ViTArguments, store
-from dinojax.models.store import LazyArrays
+from dinojax.models.arrays import LazyArrays, partial_path, write_arrays
 from weights_convert import huggingface, tables
 from weights_convert.backbones import PUBLISHED_HEADS, check_model, usual_preprocessing
 from weights_convert.mapping import Table, to_theirs
@@ -63,7 +63,7 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
             _write_folder(destination, tensors, stored.arguments, stored.preprocessing)
         else:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            store.write_arrays(destination, tensors, _METADATA)
+            write_arrays(destination, tensors, _METADATA)
     except OSError as error:
         raise RunError(f"{destination} cannot be written: {error.strerror or error}") from None
     return [*_lost(to, stored, table), *_lost_settings(to, stored.arguments, stored.preprocessing)]
@@ -76,7 +76,7 @@ def read_checked(directory: Path) -> Stored:
       UsageError: it is no model directory.
       RunError: it cannot be read, or holds another model; the message lists the whole difference.
     """
-    description, name, arguments, preprocessing = store.described(directory)
+    description, name, arguments, preprocessing = store.read_checked_description(directory)
     params = store.read_params(directory)
     heads = sorted(path.stem for path in directory.glob("*.safetensors") if path.stem != "params")
     if "classifier" in description:
@@ -158,10 +158,10 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
 
 def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:
     """A folder that transformers' `from_pretrained` reads."""
-    partial = store.partial_path(folder)
+    partial = partial_path(folder)
     partial.mkdir(parents=True)
     try:
-        store.write_arrays(partial / "model.safetensors", tensors, _METADATA)
+        write_arrays(partial / "model.safetensors", tensors, _METADATA)
         for name, contents in (
             ("config.json", huggingface.config_of(arguments)),
             ("preprocessor_config.json", huggingface.preprocessor_of(preprocessing)),

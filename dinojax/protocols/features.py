@@ -10,12 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import sharding, tree
 from dinojax.data.pipeline import Batch
-from dinojax.models import Model, ResNet, preprocess
-from dinojax.models.resnet import fold
+from dinojax.models import Backbone, preprocess
 
 T = TypeVar("T")
-_TOKEN_NUMBERS = 200_000  # tokens × width of a chunk: two images of 224 pixels in a ViT-S/14
-_MAP_NUMBERS = 3_211_264  # in the largest feature maps of a chunk: four images of 224 pixels in a ResNet50
 
 
 class Extracted(NamedTuple):
@@ -31,7 +28,7 @@ class Extracted(NamedTuple):
     """int32 [N]: places in the records."""
 
 
-def extract(model: Model, batches: Iterable[Batch]) -> Extracted:
+def extract(model: Backbone, batches: Iterable[Batch]) -> Extracted:
     """Runs a backbone over batches of one shape, preprocessing on the device.
 
     Args:
@@ -42,7 +39,7 @@ def extract(model: Model, batches: Iterable[Batch]) -> Extracted:
     Raises:
       ValueError: there are no batches.
     """
-    graph, params = tree.split(fold(model) if isinstance(model, ResNet) else model)
+    graph, params = tree.split(model.for_inference())
 
     def forward(params: tree.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         backbone = tree.merge(graph, params)
@@ -54,7 +51,7 @@ def extract(model: Model, batches: Iterable[Batch]) -> Extracted:
         if mesh is None or run is None:
             mesh = sharding.widest_mesh(len(batch["image"]))
             params = jax.device_put(params, sharding.replicated(mesh))
-            run = jax.jit(chunked(forward, mesh, images_per_chunk(model, *batch["image"].shape[1:3])))
+            run = jax.jit(chunked(forward, mesh, model.images_per_chunk(*batch["image"].shape[1:3])))
         images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
         pooled, mean_patch = jax.device_get(run(params, images))
         columns = (pooled, mean_patch, batch["label"], batch["index"])
@@ -62,14 +59,6 @@ def extract(model: Model, batches: Iterable[Batch]) -> Extracted:
     if not pieces:
         raise ValueError("there are no batches to extract features from")
     return Extracted(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
-
-
-def images_per_chunk(model: Model, height: int, width: int) -> int:
-    """How many images of this size in pixels a CPU handles best at a time: as many as its cache has room for."""
-    if isinstance(model, ResNet):
-        return max(_MAP_NUMBERS // (height * width * model.arguments.stem // 4), 1)
-    tokens = height * width // model.arguments.patch_size**2
-    return max(_TOKEN_NUMBERS // (tokens * model.width), 1)
 
 
 def chunked(

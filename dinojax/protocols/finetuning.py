@@ -21,7 +21,7 @@ from dinojax.data import pipeline
 from dinojax.data.memory import CachedSource, Cases
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Model, ResNet, preprocess
+from dinojax.models import Backbone, preprocess
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import running_statistics
 from dinojax.optim import WEIGHT_DECAY, adamw, apply_updates, multipliers
@@ -72,9 +72,9 @@ def make_grid(lrs: Sequence[float], batch_sizes: Sequence[int]) -> tuple[Setting
     return settings
 
 
-def head_of(config: ClassifierConfig, backbone: Model) -> dict[str, Any]:
-    """The form of a classifier's head as it is used: a ResNet has no final norm to apply a second time."""
-    renormalise = config.renormalise and not isinstance(backbone, ResNet)
+def head_of(config: ClassifierConfig, backbone: Backbone) -> dict[str, Any]:
+    """The classifier's head as it is used: not every backbone has a final norm to apply a second time."""
+    renormalise = config.renormalise and backbone.final_norm is not None
     return dataclasses.asdict(config) | {"renormalise": renormalise}
 
 

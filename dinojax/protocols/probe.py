@@ -15,8 +15,8 @@ from dinojax.data.pipeline import prefetch
 from dinojax.data.records import Records
 from dinojax.data.sources import BadFile, ImageSource, check_headers, read_records
 from dinojax.errors import RunError, UsageError
-from dinojax.models import VisionTransformer, preprocess
-from dinojax.protocols.features import chunked, images_per_chunk
+from dinojax.models import Backbone, preprocess
+from dinojax.protocols.features import chunked
 from dinojax.protocols.knn import TEMPERATURE
 from dinojax.protocols.pixels import SIDE, grey_pixels
 
@@ -43,7 +43,7 @@ class Probe:
 
     def __init__(
         self,
-        model: VisionTransformer,
+        model: Backbone,
         data: str,
         *,
         size: int,
@@ -99,7 +99,7 @@ class Probe:
         # Every process does all of it on its own devices, so that none waits for another.
         self._batch = min(_BATCH, len(records)) * jax.local_device_count()
         self._mesh = sharding.widest_mesh(self._batch)
-        self._run = jax.jit(chunked(run, self._mesh, images_per_chunk(model, size, size)))
+        self._run = jax.jit(chunked(run, self._mesh, model.images_per_chunk(size, size)))
 
     def accuracy(self, params: tree.Params) -> float:
         """Share of the images, in 0..1, that their neighbours classify rightly; see `measure`."""

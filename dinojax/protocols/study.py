@@ -14,7 +14,7 @@ from dinojax.data.memory import Cases
 from dinojax.data.records import Records
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Model
+from dinojax.models import Backbone
 from dinojax.models.store import write_model
 from dinojax.protocols import pixels as baselines
 from dinojax.protocols.finetuning import Fitted, Setting
@@ -85,7 +85,7 @@ def pin_folds(out: Path, table: pd.DataFrame) -> None:
 
 
 def store_unit(
-    study: Study, fold: int, setting: Setting, fitted: Fitted, backbone: Model, details: Mapping[str, Any]
+    study: Study, fold: int, setting: Setting, fitted: Fitted, backbone: Backbone, details: Mapping[str, Any]
 ) -> None:
     """Writes a unit's weights, and then its scores and losses, which mark it as finished.
 

@@ -16,9 +16,8 @@ from dinojax.data.folds import folds_table, make_folds
 from dinojax.data.memory import Cases, load_cases
 from dinojax.data.sources import list_skipped, read_records
 from dinojax.errors import Stopped, UsageError
-from dinojax.models import Model, Preprocessing, ResNet, create_model
+from dinojax.models import Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
-from dinojax.models.resnet import SMALLEST
 from dinojax.models.store import load_model
 from dinojax.protocols import study as studies
 from dinojax.protocols.finetuning import Recipe, fit, head_of, make_grid, make_steps
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> None:
         finish(config, study, backbone, cases)
 
 
-def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) -> None:
+def finish(config: FinetuneConfig, study: Study, backbone: Backbone, cases: Cases) -> None:
     """Writes what comes of all the units."""
     facts = {
         **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
@@ -85,7 +84,7 @@ def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) 
     print(f"done: {studies.describe(described)}; look at {study.out / 'results.json'} and {study.out / 'figures'}")
 
 
-def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: Model, cases: Cases) -> None:
+def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: Backbone, cases: Cases) -> None:
     """Fits every setting on every fold, but for those that are finished; a signal ends it after the step it is at."""
     outputs = 1 if len(study.records.classes) == 2 else len(study.records.classes)
     head = {"outputs": outputs, **head_of(config.classifier, backbone)}
@@ -125,7 +124,7 @@ def show(bar: Callable[[int, str], None], before: int, unit: str, epoch: int, va
     bar(before + epoch, f"{unit}: validation loss {val_loss:.3f}")
 
 
-def make_backbone(config: FinetuneConfig) -> Model:
+def make_backbone(config: FinetuneConfig) -> Backbone:
     """The model of `init`, or one with random weights, with the preprocessing that this run uses."""
     if config.init is not None:
         backbone = load_model(config.init)
@@ -133,13 +132,15 @@ def make_backbone(config: FinetuneConfig) -> Model:
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
         backbone = create_model(rngs=nnx.Rngs(config.seed), **given)
     size = config.image_size
-    if isinstance(backbone, ResNet):
-        if size < SMALLEST:
-            raise UsageError(f"image_size {size} is too small for a ResNet; it must be {SMALLEST} or above")
-        if size == SMALLEST and 1 in config.batch_sizes:
-            raise UsageError(f"batch_sizes 1 at image_size {size} leaves BatchNorm one value; take more of either")
-    elif size % backbone.arguments.patch_size:
-        raise UsageError(f"image_size {size} is not a multiple of the patch size, {backbone.arguments.patch_size}")
+    try:
+        backbone.check_size(size, size)
+    except ValueError as error:
+        raise UsageError(f"image_size {size}: {error}") from error
+    for batch_size in config.batch_sizes:
+        try:
+            backbone.check_batch(batch_size, size, size)
+        except ValueError as error:
+            raise UsageError(f"batch_sizes {batch_size} at image_size {size}: {error}") from error
     used = dataclasses.replace(backbone.preprocessing, size=size)
     if config.normalisation == "none":
         used = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)

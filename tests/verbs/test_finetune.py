@@ -196,7 +196,7 @@ def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--image_size", "30"], "image_size 30 is not a multiple of the patch size, 14"),
+        (["--image_size", "30"], "image_size 30: height and width must be multiples of 14, got 30×30"),
         (["--epochs", "0"], "epochs is 0"),
         (["--lrs", "[1e-3,1e-3]"], "each must list different numbers"),
         (["--batch_sizes", "[0]"], "must be above 0"),
