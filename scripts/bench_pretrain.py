@@ -27,13 +27,12 @@ import numpy as np
 from benchmarking import against, interleaved, machine, table
 from flax import nnx
 
-import dinojax
 from dinojax.__main__ import HUGE_PAGES
 from dinojax.config.pretrain import LossConfig, OptimConfig, TeacherConfig
 from dinojax.dino import masking
 from dinojax.dino import state as states
 from dinojax.dino.step import make_train_step
-from dinojax.models import VisionTransformer
+from dinojax.models import VisionTransformer, create_transformer
 from dinojax.models.heads import DINOHead
 
 TARGETS = {0.0: 1.5, 0.3: 1.4}  # on a CPU
@@ -170,7 +169,7 @@ def make_batch(batch: int) -> dict[str, np.ndarray]:
 
 
 def make_model(drop_path: float) -> tuple[VisionTransformer, states.Graphs, dict[str, jax.Array]]:
-    backbone = dinojax.create_model("vits14", nnx.Rngs(0), drop_path=drop_path, drop_path_uniform=True)
+    backbone = create_transformer("vits14", nnx.Rngs(0), drop_path=drop_path, drop_path_uniform=True)
     head = DINOHead(backbone.width, PROTOTYPES, 2048, 256, 3, nnx.Rngs(1))
     return backbone, *states.split_modules(backbone, {"dino_head": head})
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from dinojax.errors import RunError, UsageError
-from dinojax.models.store import read_description, write_arrays, write_model
+from dinojax.models.arrays import write_arrays
+from dinojax.models.store import read_description, write_model
 from dinojax.runs.files import write_json
 from weights_convert import inspection, readers, writers
 from weights_convert.backbones import Converted

@@ -10,7 +10,7 @@ import numpy as np
 from dinojax import tree
 from dinojax.errors import UsageError
 from dinojax.models import Arguments, Preprocessing, ResNetArguments, ViTArguments, store
-from dinojax.models.store import LazyArrays
+from dinojax.models.arrays import LazyArrays, write_arrays
 from dinojax.runs.files import replacing_directory, write_json
 from weights_convert import huggingface, tables
 from weights_convert.backbones import PUBLISHED_HEADS, check_model, usual_preprocessing
@@ -60,7 +60,7 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
     if to == "hf" and isinstance(stored.arguments, ViTArguments):
         _write_folder(destination, tensors, stored.arguments, stored.preprocessing)
     else:
-        store.write_arrays(destination, tensors, _METADATA)
+        write_arrays(destination, tensors, _METADATA)
     return [*_lost(to, stored, table), *_lost_settings(to, stored.arguments, stored.preprocessing)]
 
 
@@ -71,7 +71,7 @@ def read_checked(directory: Path) -> Stored:
       UsageError: it is no model directory.
       RunError: it cannot be read, or holds another model; the message lists the whole difference.
     """
-    description, name, arguments, preprocessing = store.described(directory)
+    description, name, arguments, preprocessing = store.read_checked_description(directory)
     params = store.read_params(directory)
     heads = sorted(path.stem for path in directory.glob("*.safetensors") if path.stem != "params")
     if "classifier" in description:
@@ -154,6 +154,6 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
 def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:
     """A folder that transformers' `from_pretrained` reads."""
     with replacing_directory(folder) as partial:
-        store.write_arrays(partial / "model.safetensors", tensors, _METADATA)
+        write_arrays(partial / "model.safetensors", tensors, _METADATA)
         write_json(partial / "config.json", huggingface.config_of(arguments))
         write_json(partial / "preprocessor_config.json", huggingface.preprocessor_of(preprocessing))

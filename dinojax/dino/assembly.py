@@ -24,9 +24,9 @@ from dinojax.dino import masking
 from dinojax.dino.state import Graphs, Schedules, TrainState, init_state, make_optimizer, make_schedules, split_modules
 from dinojax.dino.step import Batch, make_train_step
 from dinojax.errors import UsageError
-from dinojax.models import ARGUMENTS, ResNetArguments, VisionTransformer, create_model, positions
+from dinojax.models import VisionTransformer, create_transformer, positions
 from dinojax.models.heads import DINOHead
-from dinojax.models.store import load_vit, read_params, write_model
+from dinojax.models.store import load_transformer, read_params, write_model
 from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
 
@@ -98,13 +98,9 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
         "loop_blocks": config.loop_blocks,
     }
     if config.init is None:
-        if isinstance(ARGUMENTS.get(config.model.name), ResNetArguments):
-            raise UsageError(f"model.name {config.model.name}: pre-training needs a vision transformer")
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
-        made = create_model(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given, **training)
-        assert isinstance(made, VisionTransformer)
-        return made
-    model = load_vit(config.init, **training)
+        return create_transformer(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given, **training)
+    model = load_transformer(config.init, **training)
     if config.positions == "keep":
         return model
     return resample_positions(model, config.crops.global_size, plain=config.positions == "resample_plain")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dinojax import tree
 from dinojax.data.sources import ImageSource, Records
-from dinojax.models import Model, VisionTransformer, preprocess
+from dinojax.models import Backbone, VisionTransformer, as_transformer, preprocess
 
 PUBLISHED_CUTOFF = 150.0
 """Norm above which a patch of DINOv2 ViT-g/14 is an outlier (Darcet et al. 2023, arXiv 2309.16588, section 2.1)."""
@@ -35,7 +35,7 @@ _PARTS = (
 )
 
 
-def read_images(records: Records, places: np.ndarray, model: Model, size: int | None = None) -> np.ndarray:
+def read_images(records: Records, places: np.ndarray, model: Backbone, size: int | None = None) -> np.ndarray:
     """Decodes images and makes squares of them, bicubically, whatever their shape: uint8 [N, size, size, C].
 
     Args:
@@ -46,11 +46,10 @@ def read_images(records: Records, places: np.ndarray, model: Model, size: int | 
 
     Raises:
       BadFile: an image cannot be read.
-      ValueError: a vision transformer's patches do not fill this size.
+      ValueError: the model cannot read images of this size.
     """
     side = model.preprocessing.size if size is None else size
-    if isinstance(model, VisionTransformer) and (side < 1 or side % model.arguments.patch_size):
-        raise ValueError(f"the size is {side}; take a multiple of the patches' {model.arguments.patch_size} pixels")
+    model.check_size(side, side)
     source = ImageSource(records, places, channels=1 if model.channels == 1 else 3)
     squares = []
     for place in range(len(places)):
@@ -60,7 +59,7 @@ def read_images(records: Records, places: np.ndarray, model: Model, size: int | 
     return np.stack(squares).reshape(len(places), side, side, -1)
 
 
-def parameters_by_part(model: Model) -> pd.DataFrame:
+def parameters_by_part(model: Backbone) -> pd.DataFrame:
     """What a model consists of, a row a part: embeddings, tokens, each block or stage, the final norm.
 
     Returns:
@@ -99,17 +98,17 @@ def _order(part: str) -> tuple[int, int]:
     return kinds.index(kind) if kind in kinds else len(kinds), int(number[0]) if number else 0
 
 
-def pooled_features(model: Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+def pooled_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
     """float32 [N, D]: the class token; of a ResNet, the global average."""
     return _run(model, images, lambda model, x: model(x).pooled, batch_size)
 
 
-def patch_features(model: Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+def patch_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
     """float32 [N, h, w, D]: the patch tokens after the final norm; of a ResNet, the last feature map."""
     return _run(model, images, lambda model, x: model(x).patches, batch_size)
 
 
-def _run(model: Model, images: np.ndarray, function: Callable[..., jax.Array], batch_size: int) -> np.ndarray:
+def _run(model: Backbone, images: np.ndarray, function: Callable[..., jax.Array], batch_size: int) -> np.ndarray:
     """`function(model, x)` of all images, a batch of one shape at a time."""
     if not len(images):
         raise ValueError("there are no images to look at")
@@ -140,13 +139,13 @@ class ClassAttention(NamedTuple):
     """float32 [N, heads]."""
 
 
-def class_attention(model: Model, images: np.ndarray, block: int = -1, batch_size: int = 4) -> ClassAttention:
+def class_attention(model: Backbone, images: np.ndarray, block: int = -1, batch_size: int = 4) -> ClassAttention:
     """Attention of the class token in one block, the last unless told otherwise.
 
     Raises:
       ValueError: not a vision transformer, or it has no such block.
     """
-    transformer = _transformer(model, "attention maps")
+    transformer = as_transformer(model, "attention maps")
     weights = _run(model, images, lambda model, x: model.attention(x, block)[:, :, 0], batch_size)
     first = 1 + transformer.arguments.registers
     rows = images.shape[1] // transformer.arguments.patch_size
@@ -166,7 +165,7 @@ class TokenNorms(NamedTuple):
     """bool [N, h, w]: patches above the cut-off."""
 
 
-def token_norms(model: Model, images: np.ndarray, cutoff: float | None = None, batch_size: int = 8) -> TokenNorms:
+def token_norms(model: Backbone, images: np.ndarray, cutoff: float | None = None, batch_size: int = 8) -> TokenNorms:
     """Looks for outlier tokens: background patches in which a large transformer keeps notes of its own.
 
     Darcet et al. 2023 (arXiv 2309.16588, section 2.1, figure 3) find them in 2 % of the patches of DINOv2 ViT-g, with
@@ -181,7 +180,7 @@ def token_norms(model: Model, images: np.ndarray, cutoff: float | None = None, b
     Raises:
       ValueError: not a vision transformer.
     """
-    transformer = _transformer(model, "outlier tokens")
+    transformer = as_transformer(model, "outlier tokens")
     depth, first = len(transformer.blocks), 1 + transformer.arguments.registers
 
     def norms_of(model: VisionTransformer, x: jax.Array) -> jax.Array:
@@ -220,12 +219,6 @@ def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFr
     }
     table = pd.DataFrame({name: values.mean(0) for name, values in columns.items()})
     return table.rename_axis("head")
-
-
-def _transformer(model: Model, what: str) -> VisionTransformer:
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"a {type(model).__name__} has no {what}: only a vision transformer has tokens that attend")
-    return model
 
 
 class Components(NamedTuple):
@@ -316,13 +309,13 @@ def similarity_map(patches: np.ndarray, row: int, column: int) -> np.ndarray:
     return (units @ units[row, column]).astype(np.float32)
 
 
-def position_similarity(model: Model) -> np.ndarray:
+def position_similarity(model: Backbone) -> np.ndarray:
     """Cosine similarity of the patches' positional embeddings: float32 [M, M, M, M], rows and columns of both.
 
     Raises:
       ValueError: not a vision transformer.
     """
-    table = np.asarray(_transformer(model, "positional embeddings").pos_embed[...], np.float32)[0, 1:]
+    table = np.asarray(as_transformer(model, "positional embeddings").pos_embed[...], np.float32)[0, 1:]
     side = round(len(table) ** 0.5)
     units = _unit(table)
     return (units @ units.T).astype(np.float32).reshape(side, side, side, side)

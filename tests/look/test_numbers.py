@@ -12,11 +12,11 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from dinojax import create_model, preprocess, tree
+from dinojax import preprocess, tree
 from dinojax.data.sources import read_records
 from dinojax.look import figures as inspect_plots
 from dinojax.look import numbers as inspect
-from dinojax.models import ResNet, VisionTransformer
+from dinojax.models import Backbone, VisionTransformer, create_model, create_transformer
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 42, 28, 1), dtype=np.uint8)
@@ -24,10 +24,10 @@ IMAGES = RNG.integers(0, 256, (5, 42, 28, 1), dtype=np.uint8)
 
 def vit(**overrides: object) -> VisionTransformer:
     size = {"width": 32, "depth": 2, "heads": 2, "image_size": 28, "registers": 3}
-    return create_model("vitt14", nnx.Rngs(0), **{**size, **overrides})
+    return create_transformer("vitt14", nnx.Rngs(0), **{**size, **overrides})
 
 
-def resnet() -> ResNet:
+def resnet() -> Backbone:
     return create_model("resnet50", nnx.Rngs(0), blocks=(1, 1, 1, 1), filters=(8, 8, 16, 16), stem=8)
 
 
@@ -235,7 +235,7 @@ def test_images_become_squares_of_the_models_size_and_channels(tmp_path: Path, c
     assert (images[0] == 200).all()
     assert (images[1] == 40).all()
     assert inspect.read_images(records, np.array([0]), model).shape[1] == model.preprocessing.size
-    with pytest.raises(ValueError, match="100; take a multiple of the patches' 14 pixels"):
+    with pytest.raises(ValueError, match="multiples of 14, got 100×100"):
         inspect.read_images(records, np.array([0]), model, 100)
 
 

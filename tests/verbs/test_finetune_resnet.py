@@ -142,9 +142,9 @@ def test_a_resnet_by_name_and_images_too_small_for_it(tmp_path: Path) -> None:
     config = partial(FinetuneConfig, str(tmp_path), str(tmp_path / "run"), model=model)
     made = nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=100)))
     assert (made.name, made.width, made.preprocessing.size) == ("resnet50", 2048, 100)
-    with pytest.raises(UsageError, match="image_size 28 is too small for a ResNet; it must be 32 or above"):
+    with pytest.raises(UsageError, match="image_size 28: height and width must be 32 or more, got 28×28"):
         nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=28)))
-    with pytest.raises(UsageError, match="batch_sizes 1 at image_size 32 leaves BatchNorm one value"):
+    with pytest.raises(UsageError, match="batch_sizes 1 at image_size 32: BatchNorm has one value a channel"):
         nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=32, batch_sizes=(1, 8))))
     command = [*TINY, "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--model.name", "resnet50"]
     with pytest.raises(UsageError, match="model resnet50 has no argument depth, heads, image_size, width"):

@@ -24,7 +24,7 @@ from dinojax.config.parser import parse
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.dino import assembly as pretraining
 from dinojax.errors import RunError, Stopped, UsageError
-from dinojax.models.store import load_vit
+from dinojax.models.store import load_transformer
 from dinojax.verbs import pretrain
 
 TINY = shlex.split("""
@@ -73,7 +73,7 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
     for figure in ("crops.png", "curves.png"):
         with Image.open(finished / "figures" / figure) as image:
             assert min(image.size) > 200
-    model = load_vit(finished / "model")
+    model = load_transformer(finished / "model")
     x = dinojax.preprocess(np.zeros((1, 56, 56, 3), np.uint8), model)
     assert model(x).pooled.shape == (1, 32)
     assert model.preprocessing.size == 56
@@ -83,7 +83,7 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
 def test_the_teacher_moves_and_is_what_is_saved(images: Path, finished: Path) -> None:
     config = parse(PretrainConfig, [*TINY, "--data", str(images), "--out", "x"], "pretrain")
     before = pretraining.make_backbone(config)
-    after = load_vit(finished / "model")
+    after = load_transformer(finished / "model")
     moved = np.abs(np.asarray(after.blocks[1].attn.proj.kernel[...] - before.blocks[1].attn.proj.kernel[...])).max()
     assert 0 < moved < 0.006
 
@@ -166,7 +166,7 @@ def test_a_resnet_is_refused(images: Path, tmp_path: Path) -> None:
     command = ["--data", str(images), "--out", str(tmp_path / "run")]
     with pytest.raises(UsageError, match=r"resnet holds a resnet50; a vision transformer is needed here$"):
         pretrain.main([*command, "--init", str(tmp_path / "resnet")])
-    with pytest.raises(UsageError, match=r"model\.name resnet50: pre-training needs a vision transformer$"):
+    with pytest.raises(UsageError, match=r"model resnet50 is not a vision transformer; choose from vitt14, vits14, "):
         pretrain.main([*command, "--model.name", "resnet50"])
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,8 @@ from flax import nnx
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Preprocessing, ViTArguments, arguments_of, build
-from dinojax.models.store import map_arrays, write_model
+from dinojax.models.arrays import map_arrays
+from dinojax.models.store import write_model
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import huggingface, readers, writers
