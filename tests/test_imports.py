@@ -24,8 +24,10 @@ ROOMS: dict[str, set[str]] = {
     "augment": {"config"},
     "data": {"errors", "progress", "augment.classification", "protocols.pixels"},
     "dino": {"tree", "config", "schedules", "optim", "models"},
-    "report": {"errors"},
-    "protocols": {"errors", "tree", "config", "sharding", "optim", "models", "data", "augment", "report"},
+    "report": {"errors", "runs.files"},
+    "protocols": {
+        *("errors", "tree", "config", "sharding", "optim", "runs.files", "models", "data", "augment", "report"),
+    },
     "look": {"tree", "models", "data", "report"},
     "dino.assembly": {
         *(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from dinojax.models import Model
 from dinojax.models.store import write_model
 from dinojax.protocols import pixels as baselines
 from dinojax.protocols.finetuning import Fitted, Setting
-from dinojax.report import plots
-from dinojax.report import predictions as results
+from dinojax.report.figures import draw_run
+from dinojax.report.predictions import case_rows, read_predictions, select_rows, write_predictions
+from dinojax.report.results import Result
+from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
+from dinojax.runs.files import read_json, write_json
 
 BASELINE = f"logistic_pixels_{baselines.SIDE}"
 
@@ -32,7 +35,7 @@ class Study:
     task: str
     starting_point: str
     seed: int
-    protocol: results.Protocol
+    protocol: Selection
     records: Records
     folds: tuple[Fold, ...]
     settings: tuple[Setting, ...]
@@ -115,15 +118,20 @@ def store_unit(
         "val_scores": fitted.val_scores.tolist(),
         "test_scores": fitted.test_scores.tolist(),
     }
-    results.write_json(study.scores(fold, setting), values)
+    write_json(study.scores(fold, setting), values)
 
 
 def drop_losers(study: Study, fold: int) -> None:
     """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
     if study.protocol != "nested":
         return
-    losses = {(fold, s.name): results.read_json(study.scores(fold, s))["val_loss"] for s in study.settings}
-    winner = results.select_nested(losses)[fold]
+    no_rows, classes = pd.DataFrame(), study.records.classes
+    winner = best(
+        {
+            s.name: validation_merit("val_loss", read_json(study.scores(fold, s)), no_rows, classes)
+            for s in study.settings
+        }
+    )
     for setting in study.settings:
         if setting.name != winner:
             shutil.rmtree(study.weights(fold, setting), ignore_errors=True)
@@ -141,74 +149,77 @@ def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, An
       The contents of `results.json`.
     """
     units = {
-        (fold, setting.name): results.read_json(study.scores(fold, setting))
+        (fold, setting.name): read_json(study.scores(fold, setting))
         for setting in study.settings
         for fold, _ in study.numbered_folds()
     }
-    classes = study.records.classes
-    predictions = _read_back(study.out / "predictions.csv", _predictions(study, units), classes)
-    baseline = _read_back(study.out / "baseline_predictions.csv", _baseline_predictions(study, cases), classes)
     history = _history(study, units)
     history.to_csv(study.out / "history.csv", index=False)
     settings = [{"setting": s.name, **dataclasses.asdict(s)} for s in study.settings]
     kept = {key: {name: unit[name] for name in ("epoch", "val_loss")} for key, unit in units.items()}
-    described = {
-        **{name: getattr(study, name) for name in ("task", "starting_point", "seed")},
-        "classes": list(classes),
-        **facts,
-        **results.assemble(predictions, classes, settings, kept, study.protocol),
-        "baselines": {BASELINE: results.summarise(baseline, classes).as_json()},
-    }
-    _draw(study, described, predictions, baseline, history)
-    _keep_models(study, described)
-    results.write_json(study.out / "results.json", described)
+    baseline = _finish_pixels(study, cases)
+    run = _result(study, study.out, study.starting_point, "finetune", facts, _rows(study, units), settings, kept)
+    chosen = run.test.groupby("fold")["setting"].first().to_dict()
+    history = pd.DataFrame(history.loc[history["fold"].map(chosen) == history["setting"]])
+    draw_run(dataclasses.replace(run, history=history, baseline=baseline), study.out / "figures")
+    _keep_models(study, run.facts)
+    write_json(study.out / "results.json", run.facts)
     shutil.rmtree(study.out / "units")
-    return described
+    return dict(run.facts)
 
 
-def _read_back(path: Path, table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+def _result(
+    study: Study,
+    out: Path,
+    starting_point: str,
+    protocol: str,
+    facts: Mapping[str, Any],
+    rows: pd.DataFrame,
+    settings: list[dict[str, Any]],
+    kept: Mapping[tuple[int, str], Mapping[str, Any]],
+) -> Result:
     """Writes predictions and reads them as anybody will: results follow from the file, not from what preceded it."""
-    results.write_predictions(path, table)
-    return results.read_predictions(path, classes)
+    key = {"task": study.task, "starting_point": starting_point, "protocol": protocol, "seed": study.seed}
+    classes = list(study.records.classes)
+    write_predictions(out / "predictions.csv", rows.assign(**key))
+    table = read_predictions(out / "predictions.csv", classes)
+    criterion: Criterion = "val_loss" if protocol == "finetune" else "val_auc"
+    selection = study.protocol if protocol == "finetune" else "nested"
+    described = assemble(table, classes, settings, kept, selection, criterion)
+    chosen = {entry["fold"]: entry["setting"] for entry in described["selection"]["folds"]}
+    described = {**key, "classes": classes, "multilabel": False, **facts, **described}
+    return Result(out, described, select_rows(table, "test", chosen), history=None, baseline=None)
 
 
-def _predictions(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]]) -> pd.DataFrame:
-    return pd.concat(
-        [
-            _rows(
-                study, setting.name, number, split, getattr(fold, split), units[number, setting.name][f"{split}_scores"]
-            )
-            for setting in study.settings
-            for number, fold in study.numbered_folds()
-            for split in ("val", "test")
-        ],
-        ignore_index=True,
-    )
-
-
-def _baseline_predictions(study: Study, cases: Cases) -> pd.DataFrame:
-    parts = []
+def _finish_pixels(study: Study, cases: Cases) -> Result:
+    units = {}
     for number, fold in study.numbered_folds():
-        scores = baselines.score_fold(baselines.logistic_scores, cases.pixels, cases.labels, fold)
-        parts.append(_rows(study, BASELINE, number, "test", fold.test, scores))
+        train = cases.pixels[fold.train], cases.labels[fold.train]
+        units[number, BASELINE] = {
+            f"{split}_scores": baselines.logistic_scores(*train, cases.pixels[getattr(fold, split)])
+            for split in ("val", "test")
+        }
+    out = study.out / "pixels"
+    out.mkdir(exist_ok=True)
+    recipe = {"classifier": "logistic regression", "image_size": baselines.SIDE}
+    kept = {key: {} for key in units}
+    rows = _rows(study, units)
+    run = _result(study, out, "pixels", "pixels", {"recipe": recipe}, rows, [{"setting": BASELINE}], kept)
+    write_json(out / "results.json", run.facts)
+    return run
+
+
+def _rows(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]]) -> pd.DataFrame:
+    records = study.records
+    assert records.labels is not None
+    parts = []
+    for (number, setting), unit in units.items():
+        for split in ("val", "test"):
+            indices = getattr(study.folds[number - 1], split)
+            facts = {"setting": setting, "fold": number, "split": split}
+            cases, scores = cases_table(records, indices), np.asarray(unit[f"{split}_scores"])
+            parts.append(case_rows(cases, records.labels[indices], scores, records.classes, facts))
     return pd.concat(parts, ignore_index=True)
-
-
-def _rows(
-    study: Study, setting: str, fold: int, split: str, indices: np.ndarray, scores: np.ndarray | list[list[float]]
-) -> pd.DataFrame:
-    table = cases_table(study.records, indices)
-    table = table.assign(
-        task=study.task,
-        starting_point=study.starting_point,
-        seed=study.seed,
-        setting=setting,
-        fold=fold,
-        split=split,
-    )
-    table = table.reindex(columns=list(results.COLUMNS))
-    table[results.score_columns(study.records.classes)] = np.asarray(scores)
-    return table
 
 
 def _history(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]]) -> pd.DataFrame:
@@ -218,25 +229,6 @@ def _history(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]]) -
         for epoch, (train, val) in enumerate(unit["history"], start=1)
     ]
     return pd.DataFrame(rows)
-
-
-def _draw(
-    study: Study, described: Mapping[str, Any], predictions: pd.DataFrame, baseline: pd.DataFrame, history: pd.DataFrame
-) -> None:
-    figures = study.out / "figures"
-    figures.mkdir(exist_ok=True)
-    classes, selection = described["classes"], described["selection"]["folds"]
-    chosen = {entry["fold"]: entry["setting"] for entry in selection}
-    test = results.of_chosen(results.of_split(predictions, "test"), chosen)
-    parts = {"all folds": test} | {f"fold {fold}": rows for fold, rows in results.by_fold(test).items()}
-    curves = [plots.Curve(name, *results.labels_and_scores(rows, classes)) for name, rows in parts.items()]
-    curves.append(plots.Curve("logistic, 32² pixels", *results.labels_and_scores(baseline, classes), muted=True))
-    title = f"{study.task} from {study.starting_point}"
-    plots.plot_roc(curves, classes, f"{title}: test cases", figures / "roc.png")
-    kept = {entry["fold"]: entry["epoch"] for entry in selection}
-    plots.plot_losses(
-        results.of_chosen(history, chosen), kept, f"{title}: losses of the chosen settings", figures / "losses.png"
-    )
 
 
 def _keep_models(study: Study, described: Mapping[str, Any]) -> None:

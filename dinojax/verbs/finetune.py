@@ -77,6 +77,13 @@ def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) 
         **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
         **{"classifier": head_of(config.classifier, backbone), "augment": dataclasses.asdict(config.augment)},
         "weight_decay": config.weight_decay,
+        "recipe": {
+            **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
+            **{f"classifier.{name}": value for name, value in head_of(config.classifier, backbone).items()},
+            "weight_decay": config.weight_decay,
+            **{f"augment.{name}": str(value) for name, value in dataclasses.asdict(config.augment).items()},
+            "model": f"{backbone.name}, width {backbone.width}, channels {backbone.channels}",
+        },
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "init": config.init,
         "model": {"name": backbone.name, **dataclasses.asdict(backbone.arguments)},

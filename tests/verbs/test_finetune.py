@@ -85,7 +85,8 @@ def check_aucs(out: Path) -> None:
         check_spread([row for row in test if row["setting"] == setting["setting"]], setting, classes)
     chosen = {entry["fold"]: entry["setting"] for entry in results["selection"]["folds"]}
     check_spread([row for row in test if row["setting"] == chosen[row["fold"]]], results["selection"], classes)
-    check_spread(read(out / "baseline_predictions.csv"), results["baselines"]["logistic_pixels_32"], classes)
+    pixels = json.loads((out / "pixels" / "results.json").read_text())
+    check_spread(read(out / "pixels" / "predictions.csv"), pixels["selection"], classes)
 
 
 def check_spread(rows: list[Row], stated: dict[str, Any], classes: list[str]) -> None:
