@@ -26,7 +26,9 @@ ROOMS: dict[str, set[str]] = {
     "data": {"errors", "progress", "runs.files", "augment.classification", "protocols.pixels"},
     "dino": {"tree", "config", "schedules", "optim", "models"},
     "report": {"errors", "runs.files"},
-    "protocols": {"errors", "tree", "config", "sharding", "optim", "models", "data", "augment", "report", "runs.files"},
+    "protocols": {
+        *("errors", "tree", "config", "sharding", "optim", "runs.files", "models", "data", "augment", "report"),
+    },
     "look": {"tree", "models", "data", "report"},
     "dino.assembly": {
         *(

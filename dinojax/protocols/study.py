@@ -14,7 +14,10 @@ from dinojax.data.records import Records
 from dinojax.data.splits import Fold, cases_table, folds_table
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.task import Task
-from dinojax.report import plots, predictions, selection
+from dinojax.report.figures import draw_run
+from dinojax.report.predictions import case_rows, read_predictions, write_predictions
+from dinojax.report.results import make_result, read_run
+from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
 from dinojax.runs.files import read_json, replacing, write_json
 
 
@@ -63,8 +66,9 @@ class Study:
     starting_point: str
     protocol: str
     seed: int
-    selection: selection.Selection
-    criterion: selection.Criterion
+    selection: Selection
+    """Whose models are kept and whose AUCs stand under `selection`; the other one's are stated beside them."""
+    criterion: Criterion
     records: Records
     folds: tuple[Fold, ...]
     settings: Sequence[Any]
@@ -104,7 +108,7 @@ class Study:
                     f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
                 )
             return
-        with replacing(path) as file:
+        with replacing(path, newline="") as file:
             table.to_csv(file, index=False)
 
     def run(self, score: Score) -> dict[str, Any]:
@@ -133,32 +137,41 @@ class Study:
     def _store(self, unit: Unit, scored: Scored) -> None:
         if scored.write_weights is not None:
             scored.write_weights(self._weights(*unit.key))
+        facts = {"setting": unit.setting.name, "fold": unit.number}
         parts = [
-            self._table(unit, split, getattr(unit.fold, split), getattr(scored, split)) for split in ("val", "test")
+            case_rows(
+                cases_table(self.records, indices),
+                self.labels[indices],
+                scores,
+                self.task.classes,
+                {**self._identity, **facts, "split": split},
+            )
+            for split, indices, scores in (
+                ("val", unit.fold.val, scored.val),
+                ("test", unit.fold.test, scored.test),
+            )
         ]
-        self._rows(unit).parent.mkdir(parents=True, exist_ok=True)
-        predictions.write_predictions(self._rows(unit), pd.concat(parts, ignore_index=True))
+        write_predictions(self._rows(unit), pd.concat(parts, ignore_index=True))
         write_json(self._facts(unit), {"facts": dict(scored.facts), "history": list(scored.history)})
 
-    def _table(self, unit: Unit, split: str, indices: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
-        identity = {name: getattr(self, name) for name in ("starting_point", "protocol", "seed")}
-        table = cases_table(self.records, indices).assign(
-            task=self.task_name, **identity, setting=unit.setting.name, fold=unit.number, split=split
-        )
-        labels = [name for name in table if str(name).startswith("label")]
-        table = table.reindex(columns=[*predictions.COLUMNS, *labels])
-        table[predictions.score_columns(self.task.classes)] = scores
-        return table
+    @property
+    def _identity(self) -> dict[str, Any]:
+        names = ("starting_point", "protocol", "seed")
+        return {"task": self.task_name, **{name: getattr(self, name) for name in names}}
 
     def _drop_unselected_weights(self, number: int) -> None:
         """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
-        if self.selection != "nested" or self.criterion != "val_loss":
+        if self.selection != "nested":
             return
-        of_fold = {unit.key: read_json(self._facts(unit))["facts"] for unit in self.units() if unit.number == number}
-        chosen = selection.select_nested({key: facts["val_loss"] for key, facts in of_fold.items()})[number]
-        for _, setting in of_fold:
-            if setting != chosen:
-                shutil.rmtree(self._weights(number, setting), ignore_errors=True)
+        merits = {}
+        for unit in self.units():
+            if unit.number == number:
+                rows = read_predictions(self._rows(unit), self.task.classes)
+                facts = read_json(self._facts(unit))["facts"]
+                validation = pd.DataFrame(rows[rows["split"] == "val"])
+                merits[unit.setting.name] = validation_merit(self.criterion, facts, validation, self.task.classes)
+        for setting in merits.keys() - {best(merits)}:
+            shutil.rmtree(self._weights(number, setting), ignore_errors=True)
 
     def _finish(self) -> dict[str, Any]:
         """Writes predictions, results, selected models and figures, all of which follow from the units."""
@@ -167,28 +180,25 @@ class Study:
         path, classes = self.out / "predictions.csv", self.task.classes
         with replacing(path) as file:
             for place, unit in enumerate(by_setting):
-                header, rows = self._rows(unit).read_text().split("\n", 1)
+                header, rows = self._rows(unit).read_text(encoding="utf-8").split("\n", 1)
                 file.write(rows if place else f"{header}\n{rows}")
         # Read as anybody will: the results follow from the file, not from what preceded it.
-        table = predictions.read_predictions(path, classes)
-        history = pd.DataFrame(
-            [{"setting": s, "fold": k, **epoch} for (k, s), unit in units.items() for epoch in unit["history"]]
-        )
+        table = read_predictions(path, classes)
+        history = [{"setting": s, "fold": k, **epoch} for (k, s), unit in units.items() for epoch in unit["history"]]
+        if history:
+            with replacing(self.out / "history.csv", newline="") as file:
+                pd.DataFrame(history).to_csv(file, index=False)
         settings = [{"setting": setting.name, **dataclasses.asdict(setting)} for setting in self.settings]
         facts = {key: unit["facts"] for key, unit in units.items()}
         results = {
-            "task": self.task_name,
-            **{name: getattr(self, name) for name in ("starting_point", "protocol", "seed")},
+            **self._identity,
             "classes": list(classes),
             "recipe": dict(self.recipe),
-            **selection.assemble(table, classes, settings, facts, self.selection, self.criterion),
+            **assemble(table, classes, settings, facts, self.selection, self.criterion),
         }
-        figures = self.out / "figures"
-        figures.mkdir(exist_ok=True)
-        if len(history):
-            with replacing(self.out / "history.csv") as file:
-                history.to_csv(file, index=False)
-        plots.draw_run(results, table, history, figures)
+        baseline = read_run(self.out / "pixels") if (self.out / "pixels").exists() else None
+        result = dataclasses.replace(make_result(self.out, results, table), baseline=baseline)
+        draw_run(result, self.out / "figures")
         self._keep_models(results)
         write_json(self.out / "results.json", results)
         shutil.rmtree(self.out / "units")

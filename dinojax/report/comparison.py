@@ -1,96 +1,88 @@
-"""What a report says of several runs: its table, its sentences and its figures."""
+"""What a report says of several runs: its tables and sentences."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from dinojax.report import plots
-from dinojax.report import predictions as results
+from dinojax.report.figures import baseline_name, run_names
+from dinojax.report.predictions import questions
 from dinojax.report.render import Block, Heading, Picture, Table, Text
-from dinojax.report.results import Run, by_task
+from dinojax.report.results import Result, baselines, by_task
 
-# What may differ between runs of one task without making the comparison one of recipes.
-_RECIPE = ("image_size", "normalisation", "epochs", "epoch_selection", "weight_decay", "classifier", "augment")
+# Part of a recipe, but belonging to the starting point: it may differ between runs that are compared.
+_OF_STARTING_POINT = "model"
+_KEY = ("task", "starting point", "protocol", "seed")
+_SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
-    "each against the rest. Mean ± SD is over folds. The SD over folds is not a confidence interval: it describes how "
-    "the folds differ, and their training sets overlap. Pooled is the AUC of all folds' test cases together, each "
-    "scored by a model that did not train on it."
+    "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "
+    "Mean ± SD is over folds. The SD over folds is not a confidence interval: it describes how the folds differ, and "
+    "their training sets overlap. Pooled is the AUC of all folds' test cases together, each scored by a model that did "
+    "not train on it. A baseline is what the raw pixels reach on the same folds."
+)
+SELECTION = (
+    "Folds, mean ± SD and pooled AUC follow the selection that the run was asked for. Beside them stands the mean AUC "
+    "by either selection, and how much the published one exceeds the nested one: that is what choosing on the test "
+    "cases adds. It can be negative, as the published selection takes one setting for all folds."
+)
+NESTED = (
+    "Selection 'nested' takes for every fold the setting with the {criterion} of that fold; no test case has a part in "
+    "it."
 )
 PUBLISHED = (
     "Selection 'published' takes one setting for all folds, the one with the best mean test AUC, as MediDino (2024) "
     "does. The test cases choose, so these AUCs are optimistic."
 )
-NESTED = (
-    "Selection 'nested' takes for every fold the setting with the lowest validation loss of that fold; no test case "
-    "has a part in it."
-)
+_CRITERIA = {"val_loss": "lowest validation loss", "val_auc": "highest validation AUC"}
 
 
-def rows_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The one table, in full precision: a row a run, and after those of a task its baselines.
+def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
+    """The main table, in full precision: a row for each run, and after those of a task its baseline.
 
     Returns:
-      Keys `task`, `starting_point`, `seed` (None for a baseline), `kind` ('run' or 'baseline'), `folds` [{fold, auc}],
-      `mean_auc`, `sd_auc`, `pooled_auc`, `cases`, and of a run `selection`, `epochs`, `normalisation`, `image_size`.
+      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'), `cases`,
+      `folds` [{fold, auc}], `mean_auc`, `sd_auc`, `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`,
+      and `recipe`.
     """
-    rows = []
-    for task, of_task in by_task(runs).items():
-        for run in of_task:
-            facts = {name: run.facts[name] for name in ("epochs", "normalisation", "image_size")}
-            rows.append(
-                {
-                    **{"task": task, "starting_point": run.key[1], "seed": run.key[2], "kind": "run"},
-                    **run.summary.as_json(),
-                    **{"cases": len(run.test), "selection": run.facts["selection"]["protocol"]},
-                    **facts,
-                }
-            )
-        # Pixels, folds and method are the same in all runs of a task.
-        for name, (table, summary) in of_task[0].baselines.items():
-            baseline = {"task": task, "starting_point": name, "seed": None, "kind": "baseline"}
-            rows.append({**baseline, **summary.as_json(), "cases": len(table)})
-    return rows
+    # Pixels, folds and method are the same in all runs of a task.
+    return [
+        row
+        for of_task in by_task(runs).values()
+        for row in (*(_row(run, "run") for run in of_task), *(_row(run, "baseline") for run in baselines(of_task)[:1]))
+    ]
+
+
+def _row(run: Result, kind: str) -> dict[str, Any]:
+    selection, selections = run.facts["selection"], run.facts["selections"]
+    task, starting_point, protocol, seed = run.key
+    return {
+        **{"task": task, "starting_point": starting_point, "protocol": protocol},
+        **{"seed": seed if kind == "run" else None, "kind": kind, "cases": len(run.test)},
+        "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
+        **{name: selection[name] for name in _SPREAD},
+        "selection": selection["protocol"],
+        **{f"{name}_mean_auc": chosen and chosen["mean_auc"] for name, chosen in selections.items()},
+        "recipe": run.facts["recipe"],
+    }
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row for `table.csv`: `fold_1`, `fold_2`, ... for `folds`."""
+    """A row for `table.csv`: `fold_1`, `fold_2`, ... for `folds`, and `recipe.<key>` for `recipe`."""
     folds = {f"fold_{entry['fold']}": entry["auc"] for entry in row["folds"]}
-    return {key: value for key, value in row.items() if key != "folds"} | folds
+    recipe = {f"recipe.{name}": value for name, value in row["recipe"].items()}
+    return {key: value for key, value in row.items() if key not in ("folds", "recipe")} | folds | recipe
 
 
-def draw(runs: Sequence[Run], folder: Path) -> dict[str, list[Picture]]:
-    """Draws each task's ROC curves, all starting points in one figure, and each run's losses, into `folder`."""
-    pictures: dict[str, list[Picture]] = {}
-    for task, of_task in by_task(runs).items():
-        classes = of_task[0].classes
-        seeds = len({run.key[2] for run in of_task}) > 1
-        curves = [plots.Curve(_name(run, seeds), *results.labels_and_scores(run.test, classes)) for run in of_task]
-        for name, (table, _) in of_task[0].baselines.items():
-            curves.append(plots.Curve(_readable(name), *results.labels_and_scores(table, classes), muted=True))
-        path = folder / f"roc_{_slug(task)}.png"
-        plots.plot_roc(curves, classes, f"{task}: test cases of all folds", path)
-        pictures[task] = [Picture(path, f"ROC of the test cases of all folds, {task}")]
-        for run in of_task:
-            path = folder / f"losses_{_slug('_'.join(map(str, run.key)))}.png"
-            title = f"{task} from {_name(run, seeds)}: losses of the chosen settings"
-            plots.plot_losses(run.history, {entry["fold"]: entry["epoch"] for entry in _chosen(run)}, title, path)
-            pictures[task].append(
-                Picture(path, f"Losses of each fold's chosen setting, {task} from {_name(run, seeds)}")
-            )
-    return pictures
-
-
-def compose(runs: Sequence[Run], pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
-    """The report, from the table on."""
+def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
+    """The report, from the main table on."""
     rows = rows_of(runs)
-    blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows), Text(READING)]
-    protocols = {run.facts["selection"]["protocol"] for run in runs}
-    blocks += [Text(text) for name, text in (("nested", NESTED), ("published", PUBLISHED)) if name in protocols]
+    blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows)]
+    blocks += [Text(READING), Text(SELECTION)]
+    criteria = dict.fromkeys(run.facts["selections"]["nested"]["criterion"] for run in runs)
+    blocks += [Text(NESTED.format(criterion=_CRITERIA[name])) for name in criteria]
+    blocks.append(Text(PUBLISHED))
     for row in rows:
         if without := [str(entry["fold"]) for entry in row["folds"] if entry["auc"] is None]:
-            name = f"{row['task']}, {_readable(row['starting_point'])}"
+            name = f"{row['task']}, {row['starting_point']}, {row['protocol']}"
             blocks.append(Text(f"{name}: fold {', '.join(without)} has no AUC, as its test cases lack a class."))
     blocks += [Heading(2, "How it was done"), _recipes(runs)]
     for task, of_task in by_task(runs).items():
@@ -101,90 +93,128 @@ def compose(runs: Sequence[Run], pictures: Mapping[str, Sequence[Picture]]) -> l
 
 def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     folds = sorted({entry["fold"] for row in rows for entry in row["folds"]})
-    header = ["task", "starting point", "seed", *(f"fold {fold}" for fold in folds), "mean ± SD", "pooled"]
+    header = [*_KEY, "selection", *(f"fold {fold}" for fold in folds), "mean ± SD", "pooled"]
     cells = []
     for row in rows:
         aucs = {entry["fold"]: _number(entry["auc"]) for entry in row["folds"]}
-        name = row["starting_point"] if row["kind"] == "run" else f"{_readable(row['starting_point'])} (baseline)"
-        seed = "" if row["seed"] is None else str(row["seed"])
-        spread = f"{_number(row['mean_auc'])} ± {_number(row['sd_auc'])}"
+        name = row["starting_point"] if row["kind"] == "run" else f"{row['starting_point']} (baseline)"
+        nested, published = row["nested_mean_auc"], row["published_mean_auc"]
+        excess = "none" if nested is None or published is None else f"{published - nested:+.3f}"
         cells.append(
-            [row["task"], name, seed, *(aucs.get(fold, "") for fold in folds), spread, _number(row["pooled_auc"])]
-        )
-    return Table(header, cells)
-
-
-def _recipes(runs: Sequence[Run]) -> Table:
-    header = ["task", "starting point", "seed", "selection", "settings", "epochs", "weights kept", "pixels"]
-    header += ["normalisation", "head", "weight decay", "model"]
-    rows = []
-    for run in runs:
-        facts, head, model = run.facts, run.facts["classifier"], run.facts["model"]
-        layers = f"hidden {head['hidden']}" if head["hidden"] else "linear"
-        rows.append(
             [
-                *(str(part) for part in run.key),
-                facts["selection"]["protocol"],
-                ", ".join(setting["setting"] for setting in facts["settings"]),
-                str(facts["epochs"]),
-                facts["epoch_selection"].replace("_", " "),
-                str(facts["image_size"]),
-                facts["normalisation"],
-                layers + (", norm applied twice" if head["renormalise"] else ""),
-                f"{facts['weight_decay']:g}",
-                f"{model['name']}, {_form(model)}, channels {model['channels']}",
+                *(row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]),
+                *(aucs.get(fold, "") for fold in folds),
+                *(_spread(row), _number(row["pooled_auc"])),
+                *(_number(nested), _number(published), excess),
             ]
         )
-    return Table(header, rows)
+    return Table([*header, "nested", "published", "published − nested"], cells)
 
 
-def _form(model: Mapping[str, Any]) -> str:
-    if "filters" in model:  # a ResNet
-        return f"width {4 * model['filters'][-1]}, blocks {'-'.join(map(str, model['blocks']))}"
-    return f"width {model['width']}, depth {model['depth']}"
-
-
-def _task(task: str, runs: Sequence[Run]) -> list[Block]:
-    labels = runs[0].test["label"]
-    counts = ", ".join(f"{(labels == name).sum()} {name}" for name in runs[0].classes)
-    blocks: list[Block] = [
-        Heading(2, task),
-        Text(f"{len(labels)} test cases over {len(_chosen(runs[0]))} folds: {counts}."),
-    ]
-    differing = [name for name in _RECIPE if any(run.facts[name] != runs[0].facts[name] for run in runs)]
-    if differing:
-        names = ", ".join(name.replace("_", " ") for name in differing)
-        blocks.append(Text(f"These runs differ in more than their starting point: {names}."))
-    header = ["starting point", "seed", "fold", "setting", "epoch", "threshold", "AUC"]
+def _recipes(runs: Sequence[Result]) -> Table:
+    shown = [run for of_task in by_task(runs).values() for run in (*of_task, *baselines(of_task)[:1])]
+    keys = list(dict.fromkeys(name for run in shown for name in run.facts["recipe"]))
     rows = [
         [
-            *(str(part) for part in run.key[1:]),
-            *(str(entry[name]) for name in ("fold", "setting", "epoch")),
+            *map(str, run.key),
+            ", ".join(setting["setting"] for setting in run.facts["settings"]),
+            *(_cell(run.facts["recipe"].get(name)) for name in keys),
+        ]
+        for run in shown
+    ]
+    return Table([*_KEY, "settings", *(name.replace("_", " ") for name in keys)], rows)
+
+
+def _task(task: str, runs: Sequence[Result]) -> list[Block]:
+    asked = questions(runs[0].test, runs[0].classes)
+    counts = f"{len(runs[0].test)} test cases over {len(runs[0].folds)} folds"
+    blocks: list[Block] = [Heading(2, task)]
+    if len(asked) == 1:
+        positive = int(asked[0].labels.sum())
+        counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name}"
+        blocks.append(Text(f"{counts}."))
+    else:
+        blocks += [Text(f"{counts}."), _questions_table(runs)]
+    sentences = (*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs))
+    blocks += [Text(text) for text in sentences]
+    facts = list(dict.fromkeys(name for run in runs for entry in run.folds for name in entry))
+    facts = [name for name in facts if name not in ("fold", "setting", "threshold", "auc", "label_auc")]
+    header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
+    rows = [
+        [
+            *map(str, (*run.key[1:], entry["fold"], entry["setting"])),
+            *(_cell(entry.get(name)) for name in facts),
             *(_number(entry[name]) for name in ("threshold", "auc")),
         ]
         for run in runs
-        for entry in _chosen(run)
+        for entry in run.folds
     ]
-    note = "The selected settings and epochs. Thresholds are those with the largest Youden's J on the validation part."
+    note = "The selected settings. Thresholds are those with the largest Youden's J on the validation part."
     return [*blocks, Table(header, rows), Text(note)]
 
 
-def _chosen(run: Run) -> list[dict[str, Any]]:
-    return run.facts["selection"]["folds"]
+def _questions_table(runs: Sequence[Result]) -> Table:
+    """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
+    shown = [*runs, *baselines(runs)[:1]]
+    header = ["label", "known", "positive", *run_names(runs), *map(baseline_name, baselines(runs)[:1])]
+    rows = [
+        [
+            *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
+            *(_spread(run.facts["selection"]["label_auc"][question.name]) for run in shown),
+        ]
+        for question in questions(runs[0].test, runs[0].classes)
+    ]
+    return Table(header, rows)
 
 
-def _name(run: Run, seeds: bool) -> str:
-    return f"{run.key[1]}, seed {run.key[2]}" if seeds else run.key[1]
+def _undefined(run: Result) -> list[str]:
+    """A sentence for each fold where a label, or a class against the rest, has no AUC: the same in all runs."""
+    names = {entry["fold"]: [k for k, auc in entry.get("label_auc", {}).items() if auc is None] for entry in run.folds}
+    return [
+        f"Fold {fold} has no AUC of {', '.join(absent)}: its test cases lack known positive or known negative ones."
+        for fold, absent in names.items()
+        if absent
+    ]
 
 
-def _readable(baseline: str) -> str:
-    match = re.fullmatch(r"logistic_pixels_(\d+)", baseline)
-    return f"logistic regression on {match[1]}×{match[1]} pixels" if match else baseline
+def _differing_recipes(runs: Sequence[Result]) -> list[str]:
+    """A sentence for each protocol whose runs differ in more than their starting point."""
+    sentences = []
+    for protocol in dict.fromkeys(run.facts["protocol"] for run in runs):
+        recipes = [run.facts["recipe"] for run in runs if run.facts["protocol"] == protocol]
+        keys = dict.fromkeys(name for recipe in recipes for name in recipe if name != _OF_STARTING_POINT)
+        if names := [key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]:
+            what = ", ".join(name.replace("_", " ") for name in names)
+            sentences.append(f"The runs of protocol {protocol} differ in more than their starting point: {what}.")
+    return sentences
 
 
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3f}"
+def _differing_baselines(runs: Sequence[Result]) -> list[str]:
+    """A sentence if the runs' pixel baselines, which should be one, are not."""
+    first, *others = baselines(runs) or [None]
+    for other in others:
+        assert first is not None
+        ours, theirs = (run.facts["selection"]["pooled_auc"] for run in (first, other))
+        if _number(ours, 6) != _number(theirs, 6):
+            return [
+                f"The pixel baselines of these runs differ: pooled AUC {_number(ours, 6)} in {first.directory}, which "
+                f"is shown, and {_number(theirs, 6)} in {other.directory}."
+            ]
+    return []
 
 
-def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
+def _spread(summary: Mapping[str, Any]) -> str:
+    return f"{_number(summary['mean_auc'])} ± {_number(summary['sd_auc'])}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(value: Any) -> str:
+    """A fact as text; what a run does not have is an empty cell."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

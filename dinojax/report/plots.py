@@ -1,5 +1,6 @@
 """Figures of runs, as PNG files. Every figure is an object of its own: no global state of pyplot's."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
+
+from dinojax.report.predictions import Question
+from dinojax.report.statistics import question_auc
 
 # Okabe & Ito's colours, which most colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -18,63 +22,64 @@ GREY = "#888888"
 
 
 class Curve(NamedTuple):
-    """Cases of one ROC curve."""
+    """What one model answers, to be drawn as a ROC curve for each question."""
 
     name: str
-    labels: np.ndarray
-    """int [N], places in the classes."""
-    scores: np.ndarray
-    """float [N, C]."""
+    questions: Sequence[Question]
     muted: bool = False
-    """Drawn thin or dashed: a baseline, or one fold beside the pool of all."""
+    """Drawn grey and dashed: a baseline."""
 
 
-def plot_roc(curves: Sequence[Curve], classes: Sequence[str], title: str, path: Path) -> None:
-    """ROC curves in one panel; with more than two classes, a panel for each class against the rest.
+def plot_roc(curves: Sequence[Curve], title: str, path: Path) -> None:
+    """ROC curves, a panel for each question.
 
     Args:
-      curves: those that lack a case of a class, or of the rest, are named in the legend without a curve.
-      classes: the last is a binary task's positive one.
+      curves: of the same questions; where one lacks positive or negative cases, the legend says so instead.
       title: of the figure.
       path: PNG to write.
     """
-    panels = [len(classes) - 1] if len(classes) == 2 else list(range(len(classes)))
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.8 * columns, 4.9 * rows + 0.3), layout="constrained")
+    panels = len(curves[0].questions)
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    # Beyond some curves the legend would hide them: it moves below the panel.
+    below = len(curves) > 7
+    height = 4.9 + (0.5 + 0.19 * len(curves) if below else 0)
+    figure = Figure(figsize=(4.8 * columns, height * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(panels) :]:
+    for axis in axes[panels:]:
         axis.set_axis_off()
-    for axis, place in zip(axes, panels, strict=False):
-        _roc_panel(axis, curves, place)
-        rest = classes[0] if len(classes) == 2 else "rest"
-        axis.set_title(f"{classes[place]} against {rest}", fontsize=10)
+    for place, axis in enumerate(axes[:panels]):
+        _roc_panel(axis, [(curve.name, curve.questions[place], curve.muted) for curve in curves])
+        axis.legend(fontsize=7.5, **(_BELOW if below else {"loc": "lower right"}))
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=120)
 
 
-def _roc_panel(axis: Axes, curves: Sequence[Curve], place: int) -> None:
+_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+
+
+def _roc_panel(axis: Axes, curves: Sequence[tuple[str, Question, bool]]) -> None:
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    colours = iter(COLOURS * len(curves))
-    for curve in curves:
-        positive = curve.labels == place
-        style: dict[str, Any] = {"color": GREY, "linestyle": "--"} if curve.muted else {"color": next(colours)}
-        if positive.all() or not positive.any():
-            axis.plot([], [], label=f"{curve.name}: one class only", **style)
+    styles = itertools.product(("-", "-.", (0, (5, 1, 1, 1, 1, 1))), COLOURS)
+    for name, question, muted in curves:
+        style: dict[str, Any] = {"color": GREY, "linestyle": "--"}
+        if not muted:
+            style["linestyle"], style["color"] = next(styles, ("-", GREY))
+        if (auc := question_auc(question)) is None:
+            axis.plot([], [], label=f"{name}: one class only", **style)
             continue
-        false_positives, true_positives, _ = roc_curve(positive, curve.scores[:, place])
-        auc = roc_auc_score(positive, curve.scores[:, place])
-        axis.plot(false_positives, true_positives, label=f"{curve.name}: AUC {auc:.3f}", **style)
+        false_positives, true_positives, _ = roc_curve(question.labels, question.scores)
+        axis.plot(false_positives, true_positives, label=f"{name}: AUC {auc:.3f}", **style)
     axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axis.set_title(f"{curves[0][1].name} against {curves[0][1].rest}", fontsize=10)
     axis.grid(alpha=0.25)
-    axis.legend(loc="lower right", fontsize=7.5)
 
 
 def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path: Path) -> None:
     """Training and validation loss of each fold's chosen setting.
 
     Args:
-      history: columns `fold`, `epoch`, `train_loss`, `val_loss`; one setting a fold.
+      history: columns `fold`, `epoch`, `train_loss`, `val_loss`; one setting per fold.
       kept: each fold's epoch whose weights predicted; marked.
       title: of the figure.
       path: PNG to write.

@@ -1,60 +1,99 @@
-"""A fine-tuning run's tables: predictions of every case, and the results that follow from them and nothing else."""
+"""`predictions.csv`: a row for every validation and test case of every setting and fold, and the questions it answers.
 
-import dataclasses
+Everything that a run states follows from this table, so the numbers are computed from the file and not from what
+preceded it.
+"""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dinojax.errors import RunError
-from dinojax.report.statistics import mean_and_sd, roc_auc, youden_threshold
 from dinojax.runs.files import replacing
 
-Protocol = Literal["nested", "published"]
-TEXT_COLUMNS = ("task", "starting_point", "setting", "split", "path", "frame", "patient_id", "label")
-COLUMNS = ("task", "starting_point", "seed", "setting", "fold", "split", "path", "frame", "patient_id", "label")
+COLUMNS = ("task", "starting_point", "protocol", "seed", "setting", "fold", "split")
+COLUMNS += ("path", "frame", "patient_id", "study_id", "volume_id")
+_NUMBERS = ("seed", "fold")
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """AUCs of one score a case and fold, on test cases; None where a fold lacks a class."""
+class Question(NamedTuple):
+    """One ROC curve: cases of which something holds or not, and a score of how likely it does."""
 
-    folds: Mapping[int, float | None]
-    mean_auc: float | None
-    sd_auc: float | None
-    pooled_auc: float | None
-    """All folds' test cases together."""
+    name: str
+    """The positive class or the label."""
+    rest: str
+    """What it is told apart from."""
+    labels: np.ndarray
+    """bool [n], the cases whose answer is known."""
+    scores: np.ndarray
+    """float64 [n], probabilities."""
+    required: bool = True
+    """Whether the AUC over all questions is undefined where this one's is: classes exclude one another, labels do
+    not."""
 
-    def as_json(self) -> dict[str, Any]:
-        """`{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc}`."""
-        folds = [{"fold": fold, "auc": auc} for fold, auc in self.folds.items()]
-        return {"folds": folds, "mean_auc": self.mean_auc, "sd_auc": self.sd_auc, "pooled_auc": self.pooled_auc}
+
+def case_rows(
+    cases: pd.DataFrame, labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], facts: Mapping[str, object]
+) -> pd.DataFrame:
+    """Rows of a table of predictions.
+
+    Args:
+      cases: [n] with those of the columns `path`, `frame`, `patient_id`, `study_id`, `volume_id` that are known.
+      labels: int [n], places in the classes; multi-label: float [n, C] of 0, 1 and NaN (unknown).
+      scores: float [n, C], probabilities.
+      classes: C names.
+      facts: the other columns' values, the same for all rows: `task`, `setting`, ...
+    """
+    if labels.ndim == 2:
+        known = dict(zip(label_columns(classes), labels.T, strict=True))
+    else:
+        known = {"label": np.asarray(classes, object)[labels]}
+    return cases.assign(**facts, **known, **dict(zip(score_columns(classes), np.asarray(scores).T, strict=True)))
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Writes a table of predictions, whole or not at all."""
+    """Writes a table of predictions, whole or not at all; columns of `COLUMNS` that it lacks are left empty."""
+    table = table.reindex(columns=[*COLUMNS, *(name for name in table if name not in COLUMNS)])
     with replacing(path, newline="") as file:
         # 15 digits: every CSV reader keeps two such numbers apart and in order, so AUCs come out the same everywhere.
         table.to_csv(file, index=False, float_format="%.15g")
 
 
 def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
-    """A table that `write_predictions` wrote.
+    """Reads a table that `write_predictions` wrote.
+
+    Returns:
+      Columns as in the file: text, but for `seed` and `fold` (int), scores (float64) and the labels of a multi-label
+      task (float64: 0, 1, NaN where unknown).
 
     Raises:
-      RunError: it cannot be read, lacks a column, or has a label that is none of the classes.
+      RunError: it cannot be read, lacks a column, or holds a label or a score that cannot be.
     """
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False)
+        types = {name: int if name in _NUMBERS else str for name in COLUMNS}
+        types |= dict.fromkeys(("label", *label_columns(classes), *score_columns(classes)), str)
+        table = pd.read_csv(path, dtype=types, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {' '.join(str(error).split())}; run finetune again") from error
-    if missing := [name for name in (*COLUMNS, *score_columns(classes)) if name not in table]:
-        raise RunError(f"{path}: has no column {', '.join(missing)}; run finetune again")
-    if unknown := sorted(set(table["label"]) - set(classes)):
-        raise RunError(f"{path}: label {unknown[0]!r} is none of the classes {', '.join(classes)}")
-    return table
+        raise RunError(
+            f"{path}: cannot be read: {' '.join(str(error).split())}; restore it, or repeat the run"
+        ) from error
+    known = ["label"] if "label" in table else label_columns(classes)
+    if missing := [name for name in (*COLUMNS, *known, *score_columns(classes)) if name not in table]:
+        raise RunError(f"{path}: has no column {', '.join(missing)}; restore it, or repeat the run")
+    for name in known:
+        allowed = classes if name == "label" else ("0", "1", "")
+        if unknown := sorted(set(table[name]) - set(allowed)):
+            raise RunError(f"{path}: {name} {unknown[0]!r} is not one of {', '.join(map(repr, allowed))}")
+    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in score_columns(classes)}
+    for name, values in numbers.items():
+        if len(bad := np.flatnonzero(~np.isfinite(values))):
+            raise RunError(f"{path}: row {bad[0] + 2}: {name} {table[name].iloc[bad[0]]!r} is not a finite number")
+    if "label" not in table:
+        numbers |= {name: pd.to_numeric(table[name], errors="coerce") for name in known}
+    return table.assign(**numbers)
 
 
 def score_columns(classes: Sequence[str]) -> list[str]:
@@ -62,103 +101,37 @@ def score_columns(classes: Sequence[str]) -> list[str]:
     return [f"score_{name}" for name in classes]
 
 
-def labels_and_scores(rows: pd.DataFrame, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int [N] as places in the classes, and scores float64 [N, C]."""
-    return pd.Index(classes).get_indexer(pd.Index(rows["label"])), rows[score_columns(classes)].to_numpy(np.float64)
+def label_columns(classes: Sequence[str]) -> list[str]:
+    """`label_<class>` of every class of a multi-label task."""
+    return [f"label_{name}" for name in classes]
 
 
-def summarise(test: pd.DataFrame, classes: Sequence[str]) -> Summary:
-    """AUCs of test rows, of which every fold has its own."""
-    folds = {fold: roc_auc(*labels_and_scores(rows, classes)) for fold, rows in by_fold(test).items()}
-    return Summary(folds, *mean_and_sd(list(folds.values())), roc_auc(*labels_and_scores(test, classes)))
-
-
-def of_chosen(table: pd.DataFrame, chosen: Mapping[int, str]) -> pd.DataFrame:
-    """The rows of each fold's chosen setting, from any table with columns `fold` and `setting`."""
-    mask = [chosen[fold] == setting for fold, setting in zip(table["fold"], table["setting"], strict=True)]
-    return pd.DataFrame(table.loc[mask])
-
-
-def of_setting(table: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """The rows of one setting."""
-    return pd.DataFrame(table.loc[table["setting"] == setting])
-
-
-def of_split(table: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The rows of 'val' or 'test'."""
-    return pd.DataFrame(table.loc[table["split"] == split])
-
-
-def by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """Each fold's rows."""
-    return {int(str(fold)): pd.DataFrame(rows) for fold, rows in table.groupby("fold")}
-
-
-def select_nested(val_losses: Mapping[tuple[int, str], float]) -> dict[int, str]:
-    """For every fold the setting with its lowest validation loss, the first of equal ones.
+def questions(rows: pd.DataFrame, classes: Sequence[str]) -> list[Question]:
+    """The ROC curves that a task asks for; the only place of the report that knows the kinds of tasks.
 
     Args:
-      val_losses: by (fold, setting), of the epoch that was kept. No test case has a part in them.
+      rows: of a table of predictions.
+      classes: of two, the last is the positive one.
+
+    Returns:
+      Of a binary task one question, of a multi-class task each class against the rest, of a multi-label task each
+      label over the cases where it is known.
     """
-    folds = sorted({fold for fold, _ in val_losses})
-    settings = list(dict.fromkeys(setting for _, setting in val_losses))
-    return {fold: min(settings, key=lambda setting: val_losses[fold, setting]) for fold in folds}
+    scores = [rows[name].to_numpy(np.float64) for name in score_columns(classes)]
+    if "label" not in rows:
+        labels = [rows[name].to_numpy(np.float64) for name in label_columns(classes)]
+        known = [~np.isnan(values) for values in labels]
+        return [
+            Question(name, f"no {name}", values[mask] == 1, score[mask], required=False)
+            for name, values, score, mask in zip(classes, labels, scores, known, strict=True)
+        ]
+    label = rows["label"].to_numpy()
+    if len(classes) == 2:
+        return [Question(classes[1], classes[0], label == classes[1], scores[1])]
+    return [Question(name, "rest", label == name, score) for name, score in zip(classes, scores, strict=True)]
 
 
-def select_published(summaries: Mapping[str, Summary]) -> str:
-    """The setting with the best mean test AUC, as MediDino (2024) picks it: optimistic, as the test cases choose."""
-    return max(summaries, key=lambda setting: _number(summaries[setting].mean_auc))
-
-
-def assemble(
-    table: pd.DataFrame,
-    classes: Sequence[str],
-    settings: Sequence[Mapping[str, Any]],
-    kept: Mapping[tuple[int, str], Mapping[str, Any]],
-    protocol: Protocol,
-) -> dict[str, Any]:
-    """`settings` and `selection` of `results.json`, from the predictions.
-
-    Args:
-      table: predictions as read from their file.
-      classes: the last is a binary task's positive one.
-      settings: `{setting, lr, batch_size}` each.
-      kept: by (fold, setting), `{epoch, val_loss}` of the epoch whose weights predicted.
-      protocol: how the setting is chosen.
-    """
-    test, validation = of_split(table, "test"), of_split(table, "val")
-    folds = sorted({fold for fold, _ in kept})
-    names = [str(setting["setting"]) for setting in settings]
-    summaries = {name: summarise(of_setting(test, name), classes) for name in names}
-    if protocol == "nested":
-        chosen = select_nested({key: values["val_loss"] for key, values in kept.items()})
-    else:
-        best = select_published(summaries)
-        chosen = dict.fromkeys(folds, best)
-    selected = summarise(of_chosen(test, chosen), classes)
-    chosen_validation = by_fold(of_chosen(validation, chosen))
-    described = [
-        {
-            "fold": fold,
-            "setting": setting,
-            "epoch": kept[fold, setting]["epoch"],
-            "threshold": youden_threshold(*labels_and_scores(chosen_validation[fold], classes)),
-            "auc": selected.folds[fold],
-        }
-        for fold, setting in chosen.items()
-    ]
-    details = [_with_details(summaries[name], name, kept) for name in names]
-    return {
-        "settings": [{**setting, **detail} for setting, detail in zip(settings, details, strict=True)],
-        "selection": {"protocol": protocol, **selected.as_json(), "folds": described},
-    }
-
-
-def _with_details(summary: Summary, setting: str, kept: Mapping[tuple[int, str], Mapping[str, Any]]) -> dict[str, Any]:
-    """A setting's summary with the epoch that each fold kept, and its validation loss."""
-    folds = [{"fold": fold, **kept[fold, setting], "auc": auc} for fold, auc in summary.folds.items()]
-    return {**summary.as_json(), "folds": folds}
-
-
-def _number(value: float | None) -> float:
-    return -1.0 if value is None else value
+def select_rows(table: pd.DataFrame, split: str, chosen: Mapping[int, str]) -> pd.DataFrame:
+    """The rows of one split as each fold's chosen setting predicted them."""
+    setting = table["fold"].map(chosen)
+    return pd.DataFrame(table.loc[(table["split"] == split) & (table["setting"] == setting)])

@@ -1,157 +1,189 @@
-"""Finished fine-tuning runs, read back: every number is computed anew from the predictions and compared."""
+"""Finished runs of any protocol, read back: every number is computed anew from the predictions and compared."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from dinojax.errors import RunError, UsageError
-from dinojax.report import predictions as results
-from dinojax.report.predictions import Summary
-from dinojax.report.statistics import youden_threshold
+from dinojax.report.predictions import label_columns, read_predictions, select_rows
+from dinojax.report.selection import COMPUTED, assemble
 from dinojax.runs.files import read_json
 
+Key = tuple[str, str, str, int]
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One starting point on one task with one seed."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """One starting point on one task by one protocol with one seed."""
 
     directory: Path
     facts: Mapping[str, Any]
     """`results.json`"""
     test: pd.DataFrame
     """The test cases, as each fold's chosen setting predicted them."""
-    summary: Summary
-    baselines: Mapping[str, tuple[pd.DataFrame, Summary]]
-    """By name: the test cases as a baseline predicted them, and its AUCs."""
-    history: pd.DataFrame
-    """Losses of each fold's chosen setting."""
+    history: pd.DataFrame | None
+    """Losses of each fold's chosen setting, where the protocol has epochs."""
+    baseline: "Result | None"
+    """What raw pixels reach on the same folds: the run in `pixels/`."""
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        """Task, starting point and seed: what a row of the report stands for."""
-        return self.facts["task"], self.facts["starting_point"], self.facts["seed"]
+    def key(self) -> Key:
+        """Task, starting point, protocol and seed: what a row of the report stands for."""
+        return self.facts["task"], self.facts["starting_point"], self.facts["protocol"], self.facts["seed"]
 
     @property
     def classes(self) -> list[str]:
         """Names; the last is a binary task's positive one."""
         return self.facts["classes"]
 
+    @property
+    def folds(self) -> list[dict[str, Any]]:
+        """The selected setting of each fold, with its facts, threshold and AUC."""
+        return self.facts["selection"]["folds"]
 
-def read_run(directory: Path) -> Run:
-    """Reads a run and checks it against itself.
+    def cases(self) -> set[tuple[int, str, str, tuple[str, ...]]]:
+        """Fold, path, frame and labels of every test case."""
+        names = ["label"] if "label" in self.test else label_columns(self.classes)
+        labels = self.test[names].astype(str).itertuples(index=False, name=None)
+        return set(zip(self.test["fold"], self.test["path"], self.test["frame"], labels, strict=True))
+
+
+def read_run(directory: Path) -> Result:
+    """Reads a run with its pixel baseline, if it has one, and checks both against themselves.
 
     Raises:
-      UsageError: no such folder, no run of `finetune`, or an unfinished one.
+      UsageError: no such folder, not a run of a protocol, or an unfinished one.
       RunError: a file cannot be read, or `results.json` does not follow from the predictions.
     """
-    if not (directory / "config.yaml").is_file():
-        raise UsageError(f"{directory} is no run of finetune: it holds no config.yaml")
     path = directory / "results.json"
     if not path.is_file():
         if not (directory / "folds.csv").is_file():
-            raise UsageError(f"{directory} is no run of finetune: it holds neither folds.csv nor results.json")
-        raise UsageError(f"{directory} is unfinished: it has no results.json; run its finetune command again")
+            raise UsageError(f"{directory} is not a run of a protocol: it has neither results.json nor folds.csv")
+        raise UsageError(f"{directory} is unfinished: it has no results.json; run its command again")
     facts = read_json(path)
     try:
-        return _recomputed(directory, facts)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path}: is not one of this version ({error!r}); run finetune again") from error
+        result = _recomputed(directory, facts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: is not of this version ({error!r}); repeat the run with another --out") from error
+    baseline = read_run(directory / "pixels") if (directory / "pixels").is_dir() else None
+    if baseline is not None and baseline.cases() != result.cases():
+        raise RunError(f"{baseline.directory} and {directory} do not test the same cases in the same folds")
+    return dataclasses.replace(result, baseline=baseline)
 
 
-def _recomputed(directory: Path, facts: Mapping[str, Any]) -> Run:
-    classes = facts["classes"]
-    chosen = {entry["fold"]: entry["setting"] for entry in facts["selection"]["folds"]}
-    predictions = results.read_predictions(directory / "predictions.csv", classes)
-    _check_names(directory, predictions, facts)
-    test, validation = (results.of_split(predictions, split) for split in ("test", "val"))
-    for setting in facts["settings"]:
-        name = str(setting["setting"])
-        summary = results.summarise(results.of_setting(test, name), classes)
-        _compare(directory, f"setting {name}", setting, summary)
-    test = results.of_chosen(test, chosen)
-    summary = results.summarise(test, classes)
-    _compare(directory, "selection", facts["selection"], summary)
-    of_fold = results.by_fold(results.of_chosen(validation, chosen))
-    for entry in facts["selection"]["folds"]:
-        threshold = youden_threshold(*results.labels_and_scores(of_fold[entry["fold"]], classes))
-        _compare_number(directory, f"the threshold of fold {entry['fold']}", entry["threshold"], threshold)
-    table = results.read_predictions(directory / "baseline_predictions.csv", classes)
-    baselines = {}
-    for name, stated in facts["baselines"].items():
-        rows = results.of_setting(table, name)
-        baselines[name] = rows, results.summarise(rows, classes)
-        _compare(directory, name, stated, baselines[name][1])
-    history = results.of_chosen(pd.read_csv(directory / "history.csv"), chosen)
-    return Run(directory, facts, test, summary, baselines, history)
-
-
-def _check_names(directory: Path, predictions: pd.DataFrame, facts: Mapping[str, Any]) -> None:
-    for name in ("task", "starting_point", "seed"):
-        if set(predictions[name]) != {facts[name]}:
-            raise RunError(f"{directory}: predictions.csv and results.json name another {name}; run finetune again")
-
-
-def _compare(directory: Path, what: str, stated: Mapping[str, Any], computed: Summary) -> None:
-    """Raises a `RunError` where a stated AUC is not the one that follows from the predictions."""
-    pairs = [(f"fold {entry['fold']}", entry["auc"], computed.folds.get(entry["fold"])) for entry in stated["folds"]]
-    pairs += [(name, stated[name], getattr(computed, name)) for name in ("mean_auc", "sd_auc", "pooled_auc")]
-    for name, before, now in pairs:
-        _compare_number(directory, f"{what}, {name}", before, now)
-
-
-def _compare_number(directory: Path, what: str, stated: float | None, computed: float | None) -> None:
-    # A missing value equals nothing but another missing one.
-    before, now = (math.nan if value is None else value for value in (stated, computed))
-    if not (math.isclose(before, now, rel_tol=0, abs_tol=1e-12) or (math.isnan(before) and math.isnan(now))):
+def _recomputed(directory: Path, facts: Mapping[str, Any]) -> Result:
+    table = read_predictions(directory / "predictions.csv", facts["classes"])
+    for name in ("task", "starting_point", "protocol", "seed"):
+        if set(table[name]) != {facts[name]}:
+            raise RunError(f"{directory}: predictions.csv and results.json differ in {name}; one of them was changed")
+    settings = [_facts(setting) | {"setting": setting["setting"]} for setting in facts["settings"]]
+    kept = {
+        (entry["fold"], setting["setting"]): _facts(entry)
+        for setting in facts["settings"]
+        for entry in setting["folds"]
+    }
+    if not isinstance(facts["recipe"], Mapping):
+        raise TypeError("recipe")
+    criterion = facts["selections"]["nested"]["criterion"]
+    computed = assemble(table, facts["classes"], settings, kept, facts["selection"]["protocol"], criterion)
+    for where, before, now in _differences(facts, computed):
         raise RunError(
-            f"{directory}: results.json states {stated} for {what}, but the predictions give {computed}; "
-            "one of the files was changed: run finetune again"
+            f"{directory}: results.json states {before} for {where}, but the predictions give {now}; "
+            "one of the files was changed: restore it, or repeat the run"
         )
+    return make_result(directory, facts, table)
 
 
-def check_comparable(runs: Sequence[Run]) -> None:
-    """Asserts that runs may stand in one table.
+def make_result(directory: Path, facts: Mapping[str, Any], table: pd.DataFrame) -> Result:
+    """A run as its selected settings predicted, without its baseline.
+
+    Args:
+      directory: of the run; its `history.csv` is read, if there is one.
+      facts: the contents of `results.json`.
+      table: the contents of `predictions.csv`.
+    """
+    chosen = {entry["fold"]: entry["setting"] for entry in facts["selection"]["folds"]}
+    history = directory / "history.csv"
+    losses = _read_history(history, chosen) if history.is_file() else None
+    return Result(directory, facts, select_rows(table, "test", chosen), losses, baseline=None)
+
+
+def _facts(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a setting or one of its folds says that does not follow from the predictions."""
+    return {name: value for name, value in entry.items() if name not in COMPUTED}
+
+
+def _differences(stated: Any, computed: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where the stated value is not the computed one: its place and both values, depth first."""
+    if isinstance(computed, Mapping) and isinstance(stated, Mapping):
+        for name, value in computed.items():
+            yield from _differences(stated.get(name), value, f"{where}.{name}" if where else name)
+    elif isinstance(computed, list) and isinstance(stated, list):
+        if len(stated) != len(computed):
+            yield f"the length of {where}", len(stated), len(computed)
+        for before, now in zip(stated, computed, strict=False):
+            yield from _differences(before, now, f"{where}[{now.get('fold', now.get('setting'))}]")
+    elif isinstance(computed, float) and isinstance(stated, float):
+        if not math.isclose(stated, computed, rel_tol=0, abs_tol=1e-12):
+            yield where, stated, computed
+    elif stated != computed:
+        yield where, stated, computed
+
+
+def _read_history(path: Path, chosen: Mapping[int, str]) -> pd.DataFrame:
+    try:
+        history = pd.read_csv(path, dtype={"setting": str})
+        return pd.DataFrame(history.loc[history["fold"].map(chosen) == history["setting"]])
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def check_comparable(runs: Sequence[Result]) -> None:
+    """Checks that runs may stand in one table.
 
     Raises:
-      UsageError: two runs of a task differ in classes, folds or cases, or two have the same task, starting point and
-        seed.
+      UsageError: two runs of a task differ in classes, folds or cases, or two have the same task, starting point,
+        protocol and seed.
     """
-    first: dict[str, Run] = {}
-    seen: dict[tuple[str, str, int], Run] = {}
+    first: dict[str, Result] = {}
+    seen: dict[Key, Result] = {}
     for run in runs:
+        task, starting_point, protocol, seed = run.key
         if run.key in seen:
             raise UsageError(
-                f"{seen[run.key].directory} and {run.directory} are both of task {run.key[0]!r}, starting point "
-                f"{run.key[1]!r}, seed {run.key[2]}; name one otherwise (--starting_point)"
+                f"{seen[run.key].directory} and {run.directory} are both of task {task!r}, starting point "
+                f"{starting_point!r}, protocol {protocol!r}, seed {seed}; name one otherwise (--starting_point)"
             )
         seen[run.key] = run
-        other = first.setdefault(run.key[0], run)
+        other = first.setdefault(task, run)
         if run.classes != other.classes:
             raise UsageError(
-                f"{other.directory} and {run.directory} are of one task, {run.key[0]!r}, but their classes differ: "
+                f"{other.directory} and {run.directory} are of one task, {task!r}, but their classes differ: "
                 f"{', '.join(other.classes)} and {', '.join(run.classes)}"
             )
-        if different := _cases(run) ^ _cases(other):
-            fold, path, frame, label = min(different)
-            where = other.directory if (fold, path, frame, label) in _cases(other) else run.directory
+        cases = other.cases()
+        if different := run.cases() ^ cases:
+            case = min(different)
+            fold, path, frame, labels = case
+            where = other.directory if case in cases else run.directory
             raise UsageError(
-                f"{other.directory} and {run.directory} are of one task, {run.key[0]!r}, but not of the same folds: "
-                f"only {where} tests {path}{f' frame {frame}' if frame else ''} ({label}) in fold {fold}"
+                f"{other.directory} and {run.directory} are of one task, {task!r}, but not of the same folds: only "
+                f"{where} tests {path}{f' frame {frame}' if frame else ''} ({', '.join(labels)}) in fold {fold}"
             )
 
 
-def _cases(run: Run) -> set[tuple[int, str, str, str]]:
-    table = run.test
-    return set(zip(table["fold"], table["path"], table["frame"], table["label"], strict=True))
-
-
-def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_task(runs: Iterable[Result]) -> dict[str, list[Result]]:
     """The runs of every task, in the order given."""
-    tasks: dict[str, list[Run]] = {}
+    tasks: dict[str, list[Result]] = {}
     for run in runs:
         tasks.setdefault(run.key[0], []).append(run)
     return tasks
+
+
+def baselines(runs: Iterable[Result]) -> list[Result]:
+    """The pixel baselines of the runs that have one."""
+    return [run.baseline for run in runs if run.baseline is not None]

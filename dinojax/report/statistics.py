@@ -1,27 +1,31 @@
-"""Discrimination of scores: ROC AUC by fold and pooled, and thresholds chosen on validation cases."""
+"""Discrimination of scores: areas under ROC curves, their spread, and thresholds chosen on validation cases."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from dinojax.report.predictions import Question
 
-def roc_auc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """Area under the ROC curve; with more than two classes, the mean over classes of each against the rest.
 
-    Args:
-      labels: int [N], places in the classes.
-      scores: float [N, C], probabilities that sum to 1. Of two classes the last is the positive one.
+def question_auc(question: Question) -> float | None:
+    """Area under one ROC curve, in 0..1; None without a positive or without a negative case."""
+    if question.labels.all() or not question.labels.any():
+        return None
+    return float(roc_auc_score(question.labels, question.scores))
+
+
+def roc_auc(questions: Sequence[Question]) -> float | None:
+    """Mean area under the ROC curves of all questions.
 
     Returns:
-      In 0..1; None where a class has no case, as the AUC is not defined there.
+      In 0..1. None where a class has no case; of labels, which may be unknown, the mean is over those that have both
+      values, and None if none has.
     """
-    classes = scores.shape[1]
-    if len(np.unique(labels)) < classes:
+    aucs = [question_auc(question) for question in questions]
+    if any(auc is None and question.required for auc, question in zip(aucs, questions, strict=True)):
         return None
-    if classes == 2:
-        return float(roc_auc_score(labels, scores[:, 1]))
-    return float(roc_auc_score(labels, scores, multi_class="ovr", average="macro", labels=range(classes)))
+    return mean_and_sd(aucs)[0]
 
 
 def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -38,20 +42,18 @@ def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | N
     return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
 
 
-def youden_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
+def youden_threshold(questions: Sequence[Question]) -> float | None:
     """The threshold with the largest sensitivity + specificity − 1 (Youden 1950); the highest of several.
 
     A case is called positive at or above it. Choose it on validation cases and apply it to test cases.
 
-    Args:
-      labels: int [N].
-      scores: float [N, C], as for `roc_auc`.
-
     Returns:
-      One of the positive class's scores; None with more than two classes, or where one of the two has no case.
+      One of the scores; None of more than one question, or without a positive or a negative case.
     """
-    if scores.shape[1] != 2 or len(np.unique(labels)) < 2:
+    if len(questions) != 1 or question_auc(questions[0]) is None:
         return None
-    false_positives, true_positives, thresholds = roc_curve(labels, scores[:, 1], drop_intermediate=False)
+    false_positives, true_positives, thresholds = roc_curve(
+        questions[0].labels, questions[0].scores, drop_intermediate=False
+    )
     # The first point calls nothing positive; its threshold is infinite.
     return float(thresholds[1:][np.argmax((true_positives - false_positives)[1:])])

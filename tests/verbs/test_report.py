@@ -2,17 +2,18 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from dinojax.errors import RunError, UsageError
 from dinojax.verbs import report
-from tests.tasks import finished_run, write_task
-from tests.verbs.test_finetune import auc
+from tests.tasks import FINETUNE, finished_run, write_multilabel_task, write_task
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,20 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     three = write_task(folder / "brain", ("a", "b", "c"), per_class=12)
     return [
         finished_run(folder / "one", data),
-        finished_run(folder / "two", data, "pre-trained", seed=1, protocol="published"),
+        finished_run(folder / "two", data, "pre-trained", seed=1, selection="published"),
         finished_run(folder / "three", three, "pre-trained", task="brain|T2"),
+        finished_run(folder / "four", data, "pre-trained", protocol="knn"),
     ]
+
+
+def auc(rows: list[dict[str, Any]], classes: list[str]) -> float:
+    """By scikit-learn; with several classes each against the rest."""
+    positive = classes[1:] if len(classes) == 2 else classes
+    each = [
+        roc_auc_score([row["label"] == name for row in rows], [row[f"score_{name}"] for row in rows])
+        for name in positive
+    ]
+    return float(np.mean(each))
 
 
 def make(runs: list[Path], out: Path) -> Path:
@@ -42,32 +54,37 @@ def out(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_is_what_the_predictions_give(runs: list[Path], out: Path) -> None:
-    table = pd.read_csv(out / "table.csv").set_index(["task", "starting_point"])
+    table = pd.read_csv(out / "table.csv").set_index(["task", "starting_point", "protocol"])
     stated = json.loads((out / "report.json").read_text())["table"]
-    assert len(table) == len(stated) == 5  # three runs and a baseline a task
-    for run, key in zip(
-        runs, [("breast", "random"), ("breast", "pre-trained"), ("brain|T2", "pre-trained")], strict=True
-    ):
+    assert len(table) == len(stated) == 6  # four runs, and a baseline per task
+    for run in runs:
         results = json.loads((run / "results.json").read_text())
         chosen = {entry["fold"]: entry["setting"] for entry in results["selection"]["folds"]}
         rows: list[dict[str, Any]] = pd.read_csv(run / "predictions.csv").to_dict("records")  # type: ignore[assignment]
         rows = [row for row in rows if row["split"] == "test" and row["setting"] == chosen[row["fold"]]]
         aucs = [auc([row for row in rows if row["fold"] == fold], results["classes"]) for fold in (1, 2, 3)]
         pooled = auc(rows, results["classes"])
-        line = table.loc[key]
+        line = table.loc[(results["task"], results["starting_point"], results["protocol"])]
         np.testing.assert_allclose([line[f"fold_{fold}"] for fold in (1, 2, 3)], aucs, atol=1e-12)
         np.testing.assert_allclose(line[["mean_auc", "sd_auc"]].astype(float), [np.mean(aucs), np.std(aucs, ddof=1)])
         assert line["pooled_auc"] == pytest.approx(pooled, abs=1e-12)
-        text = f"{np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | {pooled:.3f} |"
+        nested, published = (results["selections"][name]["mean_auc"] for name in ("nested", "published"))
+        assert (line["nested_mean_auc"], line["published_mean_auc"]) == pytest.approx((nested, published))
+        text = f"{np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | {pooled:.3f} | "
+        text += f"{nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
         assert text in (out / "report.md").read_text()
-    assert table.loc[("breast", "logistic_pixels_32"), "kind"] == "baseline"
-    assert str(table.loc[("breast", "random"), "epochs"]) in ("2", "2.0")
+    assert table.loc[("breast", "pixels", "pixels"), "kind"] == "baseline"
+    assert table["recipe.epochs"].tolist()[:2] == [2, 2]
+    assert table["recipe.votes"].dropna().tolist() == ["softmax"]
 
 
 def test_the_text_says_how_to_read_it(out: Path) -> None:
     text = (out / "report.md").read_text()
-    for words in ("not a confidence interval", "optimistic", "no test case has a part", "32×32 pixels (baseline)"):
+    for words in ("not a confidence interval", "optimistic", "no test case has a part", "pixels (baseline)"):
         assert words in text
+    assert "lowest validation loss" in text
+    assert "highest validation AUC" in text
+    assert "differ in more" not in text  # the protocols' recipes do, the starting points' within one do not
     assert "| brain\\|T2 |" in text  # a name breaks no table
     for link in re.findall(r"\]\((figures/[^)]+)\)", text):
         assert (out / link).stat().st_size
@@ -81,8 +98,65 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
     assert "<td>brain|T2</td>" in page
 
 
-def test_one_protocol_needs_no_word_on_the_other(runs: list[Path], tmp_path: Path) -> None:
-    assert "optimistic" not in (make(runs[:1], tmp_path) / "report.md").read_text()
+def test_runs_of_one_protocol_that_differ_in_their_recipe_are_named(data: Path, tmp_path: Path) -> None:
+    runs = [
+        finished_run(tmp_path / "one", data),
+        finished_run(tmp_path / "two", data, "other", recipe={**FINETUNE, "epochs": 3, "model": "resnet50"}),
+    ]
+    text = (make(runs, tmp_path / "report") / "report.md").read_text()
+    assert "The runs of protocol finetune differ in more than their starting point: epochs." in text
+
+
+def test_a_multilabel_task_has_a_row_for_each_label(tmp_path: Path) -> None:
+    data = write_multilabel_task(tmp_path / "chest")
+    runs = [
+        finished_run(tmp_path / "one", data, task="chest"),
+        finished_run(tmp_path / "two", data, "other", task="chest", protocol="knn"),
+    ]
+    out = make(runs, tmp_path / "report")
+    text, manifest = (out / "report.md").read_text(), pd.read_csv(data / "manifest.csv")
+    assert "| label | known | positive | random, finetune | other, knn | pixels (baseline) |" in text
+    stated = [json.loads((run / "results.json").read_text())["selection"]["label_auc"] for run in runs]
+    for name in ("edema", "effusion", "nodule", "rare"):
+        known = manifest[f"label_{name}"].dropna()
+        cells = [f"{auc[name]['mean_auc']:.3f} ± " for auc in stated]
+        assert re.search(rf"\| {name} \| {len(known)} \| {int(known.sum())} \| {cells[0]}.* \| {cells[1]}.* \|", text)
+    assert re.search(r"Fold \d has no AUC of rare: its test cases lack known positive or known negative ones\.", text)
+    assert "losses_chest_random_finetune_0.png" in text
+    assert "losses_chest_other" not in text  # k-NN has no epochs
+
+
+def test_names_that_differ_in_punctuation_alone_have_figures_of_their_own(data: Path, tmp_path: Path) -> None:
+    names = ("a b", "a/b", "A|B", "a_b_2")
+    runs = [finished_run(tmp_path / str(place), data, name, task="t") for place, name in enumerate(names)]
+    out = make(runs, tmp_path / "report")
+    files = {path.name.lower() for path in (out / "figures").iterdir()}
+    assert len(files) == 5
+    links = re.findall(r"\]\((figures/[^)]+)\)", (out / "report.md").read_text())
+    assert len(set(links)) == 5
+
+
+def test_baselines_that_differ_are_named(data: Path, tmp_path: Path) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data, "other")]
+    text = (make(runs, tmp_path / "report") / "report.md").read_text()
+    assert "baselines of these runs differ" not in text
+    shutil.rmtree(runs[1] / "pixels")
+    other = finished_run(tmp_path / "three", data, "pixels", protocol="knn")
+    for path in other.iterdir():
+        if path.name != "pixels":
+            change(path, "knn", "pixels")
+    shutil.copytree(other, runs[1] / "pixels", ignore=shutil.ignore_patterns("pixels"))
+    text = (make(runs, tmp_path / "again") / "report.md").read_text()
+    assert re.search(
+        r"The pixel baselines of these runs differ: pooled AUC 0\.\d+ in .*one/pixels, which is shown", text
+    )
+    shutil.rmtree(runs[0] / "pixels")
+    shutil.rmtree(runs[1] / "pixels")
+    assert "(baseline)" not in (make(runs, tmp_path / "none") / "report.md").read_text()
+
+
+def change(path: Path, before: str, after: str) -> None:
+    path.write_text(path.read_text().replace(before, after))
 
 
 def refuse(runs: list[Path], tmp_path: Path, error: type[RunError], message: str) -> None:
@@ -99,14 +173,56 @@ def test_changed_predictions_are_refused(data: Path, tmp_path: Path) -> None:
     refuse([run], tmp_path, RunError, r"run: results\.json states .* but the predictions give")
 
 
-@pytest.mark.parametrize(("key", "field"), [("selection", "pooled_auc"), ("baselines", "mean_auc")])
-def test_changed_results_are_refused(data: Path, tmp_path: Path, key: str, field: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "where"),
+    [
+        ("", ("selection", "pooled_auc")),
+        ("", ("selection", "folds", 1, "threshold")),
+        ("", ("selections", "nested", "sd_auc")),
+        ("", ("selections", "published", "folds", 2, "auc")),
+        ("", ("settings", 1, "folds", 0, "auc")),
+        ("pixels", ("selection", "mean_auc")),
+    ],
+)
+def test_changed_results_are_refused(data: Path, tmp_path: Path, folder: str, where: tuple[Any, ...]) -> None:
+    run = finished_run(tmp_path / "run", data)
+    results = json.loads((run / folder / "results.json").read_text())
+    part = results
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] += 0.001
+    (run / folder / "results.json").write_text(json.dumps(results))
+    refuse([run], tmp_path, RunError, f"{folder}: results.json states .* for .*{where[-1]}, but the predictions give")
+
+
+def test_a_changed_selection_is_refused(data: Path, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", data)
     results = json.loads((run / "results.json").read_text())
-    part = results[key] if key == "selection" else results[key]["logistic_pixels_32"]
-    part[field] += 0.001
+    for setting in results["settings"]:
+        setting["folds"][0]["val_loss"] *= -1  # the other setting has the lower one now
     (run / "results.json").write_text(json.dumps(results))
-    refuse([run], tmp_path, RunError, f"{field}, but the predictions give")
+    refuse([run], tmp_path, RunError, r"selections\.nested\.\w+")
+
+
+def test_a_baseline_of_other_cases_is_refused(data: Path, tmp_path: Path) -> None:
+    run, other = finished_run(tmp_path / "run", data), finished_run(tmp_path / "other", data, folds_seed=5)
+    shutil.rmtree(run / "pixels")
+    shutil.copytree(other / "pixels", run / "pixels")
+    refuse([run], tmp_path, RunError, "do not test the same cases in the same folds")
+
+
+@pytest.mark.parametrize(("key", "message"), [("recipe", "'recipe'"), ("selections", "'selections'")])
+def test_results_of_another_version_are_refused(data: Path, tmp_path: Path, key: str, message: str) -> None:
+    run = finished_run(tmp_path / "run", data)
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({name: value for name, value in results.items() if name != key}))
+    refuse([run], tmp_path, RunError, rf"results\.json: is not of this version \(.*{message}")
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--out .*file is a file"):
+        make([tmp_path / "nowhere"], tmp_path / "file")
 
 
 def test_runs_of_other_folds_or_cases_are_refused(runs: list[Path], data: Path, tmp_path: Path) -> None:
@@ -123,11 +239,16 @@ def test_runs_of_other_classes_are_refused(runs: list[Path], tmp_path: Path) -> 
 
 def test_two_runs_of_one_name_are_refused(runs: list[Path], data: Path, tmp_path: Path) -> None:
     other = finished_run(tmp_path / "other", data)
-    refuse([runs[0], other], tmp_path, UsageError, "are both of task 'breast', starting point 'random', seed 0")
+    refuse(
+        [runs[0], other],
+        tmp_path,
+        UsageError,
+        "are both of task 'breast', starting point 'random', protocol 'finetune', seed 0",
+    )
 
 
 def test_unfinished_and_foreign_folders_are_refused(runs: list[Path], data: Path, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", data)
     (run / "results.json").unlink()
     refuse([runs[0], run], tmp_path, UsageError, "run is unfinished")
-    refuse([tmp_path / "nowhere"], tmp_path, UsageError, "nowhere is no run of finetune")
+    refuse([tmp_path / "nowhere"], tmp_path, UsageError, "nowhere is not a run of a protocol")

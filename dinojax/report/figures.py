@@ -1,0 +1,82 @@
+"""The figures of a run and of a report: ROC curves, and losses where a protocol has epochs."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dinojax.report import plots
+from dinojax.report.predictions import questions
+from dinojax.report.render import Picture
+from dinojax.report.results import Result, baselines, by_task
+
+
+def draw_run(run: Result, folder: Path) -> None:
+    """Writes a run's `roc.png`, all folds and each alone, and `losses.png` where it has epochs."""
+    folder.mkdir(exist_ok=True)
+    parts = {"all folds": run.test} | {f"fold {fold}": rows for fold, rows in run.test.groupby("fold")}
+    curves = [plots.Curve(name, questions(rows, run.classes)) for name, rows in parts.items()]
+    task, starting_point, protocol, _ = run.key
+    title = f"{task}, {starting_point}, {protocol}"
+    plots.plot_roc([*curves, *_baseline_curves([run])], f"{title}: test cases", folder / "roc.png")
+    _draw_losses(run, title, folder / "losses.png")
+
+
+def draw_comparison(runs: Sequence[Result], folder: Path) -> dict[str, list[Picture]]:
+    """Draws each task's ROC curves, all its runs in one figure, and the losses of each run that has them."""
+    pictures: dict[str, list[Picture]] = {}
+    file = _free_names(folder)
+    for task, of_task in by_task(runs).items():
+        names = run_names(of_task)
+        curves = [plots.Curve(name, questions(run.test, run.classes)) for name, run in zip(names, of_task, strict=True)]
+        path = file(f"roc_{task}")
+        plots.plot_roc([*curves, *_baseline_curves(of_task)], f"{task}: test cases of all folds", path)
+        pictures[task] = [Picture(path, f"ROC of the test cases of all folds, {task}")]
+        for name, run in zip(names, of_task, strict=True):
+            if run.history is not None:
+                path = file(f"losses_{'_'.join(map(str, run.key))}")
+                _draw_losses(run, f"{task}, {name}", path)
+                pictures[task].append(Picture(path, f"Losses of each fold's chosen setting, {task}, {name}"))
+    return pictures
+
+
+def run_names(runs: Sequence[Result]) -> list[str]:
+    """What tells the runs of one task apart: the starting point, and protocol and seed where there are several."""
+    protocols, seeds = (len({run.key[place] for run in runs}) > 1 for place in (2, 3))
+    return [
+        f"{starting_point}{f', {protocol}' if protocols else ''}{f', seed {seed}' if seeds else ''}"
+        for _, starting_point, protocol, seed in (run.key for run in runs)
+    ]
+
+
+def baseline_name(baseline: Result) -> str:
+    """A baseline's name in tables and legends."""
+    return f"{baseline.key[1]} (baseline)"
+
+
+def _baseline_curves(runs: Sequence[Result]) -> list[plots.Curve]:
+    return [
+        plots.Curve(baseline_name(baseline), questions(baseline.test, baseline.classes), muted=True)
+        for baseline in baselines(runs)[:1]
+    ]
+
+
+def _draw_losses(run: Result, title: str, path: Path) -> None:
+    if run.history is not None:
+        kept = {entry["fold"]: entry["epoch"] for entry in run.folds}
+        plots.plot_losses(run.history, kept, f"{title}: losses of the chosen settings", path)
+
+
+def _free_names(folder: Path) -> Callable[[str], Path]:
+    """Makes file names of any text, no two the same, also where the file system ignores case."""
+    taken: set[str] = set()
+
+    def name(text: str) -> Path:
+        slug = re.sub(r"[^\w.-]+", "_", text)
+        free, number = slug, 1
+        while free.lower() in taken:
+            number += 1
+            free = f"{slug}_{number}"
+        taken.add(free.lower())
+        return folder / f"{free}.png"
+
+    return name

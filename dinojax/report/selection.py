@@ -1,0 +1,131 @@
+"""Which setting counts: chosen fold by fold on validation rows, or by all test rows as the papers did; always both."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+
+from dinojax.errors import RunError
+from dinojax.report.predictions import questions, select_rows
+from dinojax.report.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
+
+Selection = Literal["nested", "published"]
+Criterion = Literal["val_loss", "val_auc"]
+# What `summarise` and `assemble` compute; every other key of a setting or of its folds is a fact of the run.
+COMPUTED = ("folds", "fold", "setting", "threshold", "auc", "label_auc", "mean_auc", "sd_auc", "pooled_auc")
+
+
+def assemble(
+    table: pd.DataFrame,
+    classes: Sequence[str],
+    settings: Sequence[Mapping[str, Any]],
+    kept: Mapping[tuple[int, str], Mapping[str, Any]],
+    selection: Selection,
+    criterion: Criterion,
+) -> dict[str, Any]:
+    """`settings`, `selections` and `selection` of `results.json`.
+
+    Args:
+      table: predictions as read from their file.
+      classes: of two, the last is the positive one.
+      settings: `setting` (its name) and whatever else describes it.
+      kept: by (fold, setting), facts of what predicted, such as `{epoch, val_loss}`.
+      selection: the one that the run was asked for.
+      criterion: of the nested selection: the lowest `val_loss` of `kept`, or the highest AUC of the validation rows;
+        the first setting of equal ones.
+
+    Raises:
+      RunError: `published` was asked for, and no setting has a mean test AUC.
+    """
+    names = [str(setting["setting"]) for setting in settings]
+    folds = sorted({fold for fold, _ in kept})
+    described = []
+    for setting, name in zip(settings, names, strict=True):
+        summary = summarise(select_rows(table, "test", dict.fromkeys(folds, name)), folds, classes)
+        summary["folds"] = [{**kept[entry["fold"], name], **entry} for entry in summary["folds"]]
+        described.append({**setting, **summary})
+
+    nested = {}
+    for fold in folds:
+        merits = {
+            name: validation_merit(criterion, kept[fold, name], select_rows(table, "val", {fold: name}), classes)
+            for name in names
+        }
+        nested[fold] = best(merits)
+    means = {name: entry["mean_auc"] for name, entry in zip(names, described, strict=True)}
+    defined = {name: mean for name, mean in means.items() if mean is not None}
+    published = dict.fromkeys(folds, best(defined)) if defined else None
+
+    selections = {
+        "nested": _selected("nested", criterion, nested, table, classes, kept),
+        "published": published and _selected("published", "test_auc", published, table, classes, kept),
+    }
+    if selections[selection] is None:
+        raise RunError(f"selection {selection} needs a fold whose test part has every class; choose nested")
+    return {"settings": described, "selections": selections, "selection": selections[selection]}
+
+
+def summarise(test: pd.DataFrame, folds: Sequence[int], classes: Sequence[str]) -> dict[str, Any]:
+    """AUCs of test rows that hold every fold's cases once; None where a fold lacks a class.
+
+    Returns:
+      `{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc}`, the pooled one of all folds' cases together; where there
+      is more than one question, each fold has `label_auc` too, `{name: auc}`, and the whole
+      `{name: {mean_auc, sd_auc, pooled_auc}}`.
+    """
+    asked = {fold: questions(test[test["fold"] == fold], classes) for fold in folds}
+    pooled = questions(test, classes)
+    entries: list[dict[str, Any]] = [{"fold": fold, "auc": roc_auc(asked[fold])} for fold in folds]
+    summary = {"folds": entries, **_spread([entry["auc"] for entry in entries], roc_auc(pooled))}
+    if len(pooled) > 1:
+        for entry in entries:
+            entry["label_auc"] = {question.name: question_auc(question) for question in asked[entry["fold"]]}
+        summary["label_auc"] = {
+            question.name: _spread([entry["label_auc"][question.name] for entry in entries], question_auc(question))
+            for question in pooled
+        }
+    return summary
+
+
+def _spread(aucs: Sequence[float | None], pooled: float | None) -> dict[str, float | None]:
+    return {**dict(zip(("mean_auc", "sd_auc"), mean_and_sd(aucs), strict=True)), "pooled_auc": pooled}
+
+
+def validation_merit(
+    criterion: Criterion, facts: Mapping[str, Any], validation: pd.DataFrame, classes: Sequence[str]
+) -> float:
+    """How good a setting looks in one fold by its validation part alone: the higher, the better.
+
+    Args:
+      criterion: `val_loss` is taken from the facts, `val_auc` computed from the rows (−∞ where it is not defined).
+      facts: of the setting in the fold.
+      validation: its validation rows.
+      classes: of two, the last is the positive one.
+    """
+    if criterion == "val_loss":
+        return -facts["val_loss"]
+    auc = roc_auc(questions(validation, classes))
+    return -math.inf if auc is None else auc
+
+
+def best(merits: Mapping[str, float]) -> str:
+    """The setting with the highest merit; the first of equal ones."""
+    return max(merits, key=lambda name: merits[name])
+
+
+def _selected(
+    protocol: Selection,
+    criterion: str,
+    chosen: Mapping[int, str],
+    table: pd.DataFrame,
+    classes: Sequence[str],
+    kept: Mapping[tuple[int, str], Mapping[str, Any]],
+) -> dict[str, Any]:
+    summary = summarise(select_rows(table, "test", chosen), list(chosen), classes)
+    folds = []
+    for entry in summary["folds"]:
+        fold, setting = entry["fold"], chosen[entry["fold"]]
+        threshold = youden_threshold(questions(select_rows(table, "val", {fold: setting}), classes))
+        folds.append({"fold": fold, "setting": setting, **kept[fold, setting], "threshold": threshold, **entry})
+    return {"protocol": protocol, "criterion": criterion, **summary, "folds": folds}
