@@ -23,14 +23,13 @@ ROOMS: dict[str, set[str]] = {
     "models": {"errors", "tree"},
     "augment": {"config"},
     "data": {"errors", "progress", "augment.classification", "protocols.pixels"},
-    "dino": {"tree", "config", "schedules", "optim", "models"},
+    "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "models"},
     "report": {"errors"},
     "protocols": {"errors", "tree", "config", "sharding", "optim", "models", "data", "augment", "report"},
     "look": {"tree", "models", "data", "report"},
     "dino.assembly": {
         *(
             "errors",
-            "tree",
             "seeds",
             "config",
             "sharding",
@@ -39,13 +38,18 @@ ROOMS: dict[str, set[str]] = {
             "data",
             "augment",
             "dino",
+            "dino.evaluators",
             "protocols",
         ),
     },
-    "dino.monitor": {"errors", "tree", "runs", "data", "dino", "protocols"},
+    "dino.evaluators": {"tree", "protocols"},
+    "dino.monitor": {"errors", "tree", "runs", "dino", "dino.evaluators"},
+    "dino.loop": {
+        *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
+    },
     "verbs": {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "models", "data", "dino", "report"),
-        *("protocols", "look", "dino.assembly", "dino.monitor"),
+        *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop"),
     },
 }
 
