@@ -23,17 +23,17 @@ ROOMS: dict[str, set[str]] = {
     "runs": {"errors", "tree", "config", "runs.files"},
     "models": {"errors", "tree", "runs.files"},
     "augment": {"config"},
-    "data": {"errors", "progress", "runs.files", "augment.classification", "protocols.pixels"},
-    "dino": {"tree", "config", "schedules", "optim", "models"},
+    "data": {"errors", "progress", "runs.files", "augment.geometry"},
+    "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "runs.files", "models"},
     "report": {"errors", "runs.files"},
     "protocols": {
-        *("errors", "tree", "config", "sharding", "optim", "runs.files", "models", "data", "augment", "report"),
+        *("errors", "tree", "config", "progress", "sharding", "optim", "runs.files", "models", "data", "augment"),
+        "report",
     },
     "look": {"tree", "models", "data", "report"},
     "dino.assembly": {
         *(
             "errors",
-            "tree",
             "seeds",
             "config",
             "sharding",
@@ -42,13 +42,18 @@ ROOMS: dict[str, set[str]] = {
             "data",
             "augment",
             "dino",
+            "dino.evaluators",
             "protocols",
         ),
     },
-    "dino.monitor": {"errors", "tree", "runs", "runs.files", "data", "dino", "protocols"},
+    "dino.evaluators": {"tree", "protocols"},
+    "dino.monitor": {"errors", "tree", "runs", "runs.files", "dino", "dino.evaluators"},
+    "dino.loop": {
+        *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
+    },
     "verbs": {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "models", "data", "dino", "report"),
-        *("protocols", "look", "dino.assembly", "dino.monitor", "runs.files"),
+        *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop", "runs.files"),
     },
 }
 
