@@ -13,22 +13,18 @@ from dinojax import tree
 from dinojax.config.model import ModelConfig
 from dinojax.config.pretrain import HeadConfig
 from dinojax.errors import UsageError
-from dinojax.models import ARGUMENTS, ResNetArguments, VisionTransformer, create_model, positions
+from dinojax.models import VisionTransformer, create_transformer, positions
 from dinojax.models.heads import DINOHead
-from dinojax.models.store import load_vit, read_params, write_model
+from dinojax.models.store import load_transformer, read_params, write_model
 from dinojax.seeds import derive
 
 
 def make_backbone(init: str | None, form: ModelConfig, overrides: Mapping[str, Any], seed: int) -> VisionTransformer:
     """The model of the directory `init`, or one of this form with random weights; with overridden arguments."""
     if init is not None:
-        return load_vit(init, **overrides)
-    if isinstance(ARGUMENTS.get(form.name), ResNetArguments):
-        raise UsageError(f"model.name {form.name}: pre-training needs a vision transformer")
+        return load_transformer(init, **overrides)
     given = {name: value for name, value in dataclasses.asdict(form).items() if value is not None}
-    made = create_model(rngs=nnx.Rngs(seed), **given, **overrides)
-    assert isinstance(made, VisionTransformer)
-    return made
+    return create_transformer(rngs=nnx.Rngs(seed), **given, **overrides)
 
 
 def resample_positions(model: VisionTransformer, image_size: int, plain: bool) -> VisionTransformer:

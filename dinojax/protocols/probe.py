@@ -63,8 +63,8 @@ class Probe:
           threads: that decode.
 
         Raises:
-          UsageError: names `probe.data`; there is no such data set, it has no labels or several an image, fewer than two
-            classes or patients, or not more than k images.
+          UsageError: names `probe.data`; there is no such data set, it has no labels or several an image, fewer than
+            two classes or patients, or not more than k images.
           RunError: files cannot be read and may not be left out.
         """
         records, part = _training_part(_read(data, data_root, group_regex), data)

@@ -1,4 +1,4 @@
-"""A study's directory: its folds, its finished units (a fold with a setting) by any protocol, and what follows from them."""
+"""A study's directory: its folds, its units (a fold with a setting) by any protocol, and what follows from them."""
 
 import dataclasses
 import functools

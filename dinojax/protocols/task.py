@@ -81,9 +81,7 @@ class Task:
             return labels
         return np.eye(len(self.classes), dtype=np.float32)[labels]
 
-    def score_by_label(
-        self, labels: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    ) -> np.ndarray:
+    def score_by_label(self, labels: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
         """Scores [M, C] of a method that knows single labels only; of a multi-label task, label by label.
 
         Args:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
-from pytest import MonkeyPatch
 
 from dinojax.report.figures import draw_run
 from dinojax.report.plots import Curve, plot_roc
@@ -21,7 +21,7 @@ def test_losses_are_drawn_where_a_protocol_has_epochs(tmp_path: Path) -> None:
         assert {path.name for path in (run.directory / "figures").iterdir()} == expected
 
 
-def test_every_question_has_a_panel_and_every_curve_its_auc(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_every_question_has_a_panel_and_every_curve_its_auc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
     scores = np.asarray([0.1, 0.4, 0.35, 0.8])

@@ -102,7 +102,8 @@ def test_every_validation_and_test_case_of_every_setting_and_fold_has_its_row(fi
         assert sorted(given) == sorted(tuple(row[key] for key in keys) for row in folds)
     for row in rows:
         assert row["score_benign"] + row["score_malignant"] == pytest.approx(1, abs=1e-12)
-        assert [row[name] for name in ("task", "starting_point", "protocol", "seed")] == ["breast", "random", "finetune", 0]
+        identity = [row[name] for name in ("task", "starting_point", "protocol", "seed")]
+        assert identity == ["breast", "random", "finetune", 0]
 
 
 def test_selected_models_and_figures_are_kept(finished: Path) -> None:

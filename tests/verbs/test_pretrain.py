@@ -30,8 +30,9 @@ from dinojax.dino.assembly import Pretraining
 from dinojax.dino.evaluators import Evaluator, every
 from dinojax.dino.state import TrainState
 from dinojax.errors import RunError, Stopped, UsageError
-from dinojax.models.store import read_description, read_params
+from dinojax.models.store import load_transformer, read_description, read_params
 from dinojax.runs.checkpoint import Checkpoints
+from dinojax.runs.directory import lock
 from dinojax.verbs import pretrain
 
 TINY = shlex.split("""
@@ -239,7 +240,7 @@ def test_a_changed_configuration_is_refused_by_name(images: Path, finished: Path
 
 
 def test_a_second_run_in_the_same_directory_is_refused(images: Path, tmp_path: Path) -> None:
-    with rundir.lock(tmp_path), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
+    with lock(tmp_path), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
         pretrain.main(command(images, tmp_path))
 
 
