@@ -6,10 +6,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dinojax.data.folds import folds_table
-from dinojax.data.memory import Cases
 from dinojax.data.records import Records, read_records
-from dinojax.data.splits import grouped_folds
+from dinojax.data.splits import folds_table, grouped_folds
 from dinojax.protocols import study as studies
 from dinojax.protocols.finetuning import Setting
 from dinojax.protocols.pixels import SIDE
@@ -61,13 +59,12 @@ def finished_run(
             unit |= {f"{split}_scores": _scores(rng, records, getattr(fold, split)) for split in ("val", "test")}
             results.write_json(study.scores(number, setting), unit)
     pixels = np.random.default_rng(1).uniform(size=(len(records), SIDE**2)).astype(np.float32)
-    cases = Cases(np.zeros((len(records), 28, 28, 1), np.uint8), records.labels, pixels)
     facts = {
         **{"image_size": 28, "normalisation": "none", "epochs": 2, "epoch_selection": "lowest_val_loss"},
         **{"classifier": {"hidden": 8, "renormalise": True}, "augment": {"rotation": 10.0}, "weight_decay": 0.0},
         "model": {"name": "vitt14", "width": 32, "depth": 1, "channels": 1},
     }
-    studies.finish(study, cases, facts)
+    studies.finish(study, pixels, facts)
     return out
 
 

@@ -22,11 +22,11 @@ ROOMS: dict[str, set[str]] = {
     "runs": {"errors", "tree", "config"},
     "models": {"errors", "tree"},
     "augment": {"config"},
-    "data": {"errors", "progress", "augment.classification", "protocols.pixels"},
+    "data": {"errors", "progress", "augment.geometry"},
     "dino": {"tree", "config", "schedules", "optim", "models"},
     "report": {"errors"},
     "protocols": {"errors", "tree", "config", "sharding", "optim", "models", "data", "augment", "report"},
-    "look": {"tree", "models", "data", "report"},
+    "look": {"tree", "models", "augment.geometry", "data", "report"},
     "dino.assembly": {
         *(
             "errors",
@@ -45,6 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "dino.monitor": {"errors", "tree", "runs", "data", "dino", "protocols"},
     "verbs": {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "models", "data", "dino", "report"),
+        "augment.geometry",
         *("protocols", "look", "dino.assembly", "dino.monitor"),
     },
 }

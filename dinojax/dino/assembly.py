@@ -19,7 +19,9 @@ from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import Headers, ImageSource, check_headers, read_records
+from dinojax.data.decode import Headers, check_headers
+from dinojax.data.records import read_records
+from dinojax.data.sources import ImageSource
 from dinojax.dino import masking
 from dinojax.dino.state import Graphs, Schedules, TrainState, init_state, make_optimizer, make_schedules, split_modules
 from dinojax.dino.step import Batch, make_train_step
@@ -199,7 +201,8 @@ def check_agreement(config: PretrainConfig, source: ImageSource) -> None:
     """Compares configuration and images of several processes; raises as `processes.check_agreement`."""
     own = ("distributed", "threads", "workers", "cache_gib")
     settings = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in own}
-    processes.check_agreement({"configuration": json.dumps(settings), "images": json.dumps(source.records.paths)})
+    images = json.dumps(source.records.paths.tolist())
+    processes.check_agreement({"configuration": json.dumps(settings), "images": images})
 
 
 def make_probe(config: PretrainConfig, backbone: VisionTransformer) -> Probe | None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dinojax import tree
-from dinojax.data.sources import Records
+from dinojax.data.records import Records
 from dinojax.dino.health import Guard, not_finite
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.probe import Accuracy, Probe
@@ -210,7 +210,7 @@ class Monitor:
         rows = taken.rows
         if jax.process_count() > 1:  # each has its share of the batch, and all of them fail here
             rows = np.asarray(multihost_utils.process_allgather(rows)).ravel()
-        files = [self._records.paths[row] for row in rows]
+        files = self._records.paths[rows].tolist()
         if self._log:
             with path.open("w", newline="") as file:
                 csv.writer(file).writerows([("step", "path"), *((taken.step, name) for name in files)])

@@ -6,6 +6,7 @@ patches); the model's own preprocessing is applied. `inspect_plots` draws what c
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,10 +15,11 @@ import pandas as pd
 import scipy.linalg
 from einops import rearrange
 from flax import nnx
-from PIL import Image
 
 from dinojax import tree
-from dinojax.data.sources import ImageSource, Records
+from dinojax.augment import geometry
+from dinojax.data.memory import decode_all
+from dinojax.data.records import Records
 from dinojax.models import Model, VisionTransformer, preprocess
 
 PUBLISHED_CUTOFF = 150.0
@@ -45,19 +47,16 @@ def read_images(records: Records, places: np.ndarray, model: Model, size: int | 
       size: side in pixels; the one that the model's weights were used at, if None.
 
     Raises:
-      BadFile: an image cannot be read.
+      RunError: an image cannot be read.
       ValueError: a vision transformer's patches do not fill this size.
     """
     side = model.preprocessing.size if size is None else size
     if isinstance(model, VisionTransformer) and (side < 1 or side % model.arguments.patch_size):
         raise ValueError(f"the size is {side}; take a multiple of the patches' {model.arguments.patch_size} pixels")
-    source = ImageSource(records, places, channels=1 if model.channels == 1 else 3)
-    squares = []
-    for place in range(len(places)):
-        image = source[place]["image"]
-        pixels = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        squares.append(np.asarray(pixels.resize((side, side), Image.Resampling.BICUBIC)))
-    return np.stack(squares).reshape(len(places), side, side, -1)
+    view = partial(geometry.square, size=side, resample=geometry.BICUBIC)
+    decoded = decode_all(records.take(places), {"image": view}, channels=model.channels, threads=2, on_bad_file="stop")
+    images = decoded.views["image"]
+    return np.repeat(images, model.channels, axis=3) if images.shape[3] == 1 else images
 
 
 def parameters_by_part(model: Model) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from dinojax import sharding, tree
 from dinojax.augment.classification import train_transform
 from dinojax.config.finetune import AugmentConfig, ClassifierConfig
 from dinojax.data import pipeline
-from dinojax.data.memory import CachedSource, Cases
+from dinojax.data.memory import MemorySource
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Model, ResNet, preprocess
@@ -164,7 +164,8 @@ class Fitted(NamedTuple):
 def fit(
     steps: Steps,
     start: Params,
-    cases: Cases,
+    images: np.ndarray,
+    labels: np.ndarray,
     fold: Fold,
     setting: Setting,
     recipe: Recipe,
@@ -177,8 +178,9 @@ def fit(
     Args:
       steps: from `make_steps`.
       start: the initial weights; left as they are.
-      cases: of the task.
-      fold: places in the cases.
+      images: uint8 [N, S, S, C], of the task.
+      labels: int32 [N].
+      fold: places in these.
       setting: learning rate and batch size.
       recipe: what all settings share.
       seed: of the order and the augmentation.
@@ -192,7 +194,7 @@ def fit(
     # The step destroys what it is given: it gets copies of its own.
     state = steps.init(sharding.put_state(mesh, {k: jnp.array(v) for k, v in start.items()}))
     transform = partial(train_transform, size=recipe.image_size, config=recipe.augment)
-    source = CachedSource(cases, fold.train)
+    source = MemorySource(images, labels, fold.train)
     batches = pipeline.prefetch(
         pipeline.training_batches(source, transform, batch_size=setting.batch_size, seed=seed, threads=recipe.threads),
         lambda batch: sharding.put_batch(mesh, {name: batch[name] for name in ("image", "label")}),
@@ -210,8 +212,8 @@ def fit(
             if len(losses) > 1:
                 losses[-2].block_until_ready()  # one step ahead of the device is enough, and a signal is soon answered
             after_step()
-        logits = predict(steps, state.params, cases.images, fold.val)
-        val_loss = cross_entropy(logits, cases.labels[fold.val])
+        logits = predict(steps, state.params, images, fold.val)
+        val_loss = cross_entropy(logits, labels[fold.val])
         if not np.isfinite(val_loss):
             raise RunError(
                 f"setting {setting.name}: the validation loss is {val_loss} after epoch {epoch}; lower the lr"
@@ -222,7 +224,7 @@ def fit(
         after_epoch(epoch, val_loss)
     assert kept is not None
     epoch, val_loss, params, val_logits = kept
-    test_logits = predict(steps, params, cases.images, fold.test)
+    test_logits = predict(steps, params, images, fold.test)
     return Fitted(epoch, val_loss, history, params, probabilities(val_logits), probabilities(test_logits))
 
 

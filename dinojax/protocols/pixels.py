@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from dinojax.augment import geometry
 from dinojax.data.splits import Fold
 from dinojax.protocols.knn import knn_majority
 
@@ -26,14 +26,7 @@ def grey_pixels(images: Iterable[np.ndarray], side: int = SIDE) -> np.ndarray:
     Returns:
       float32 [N, side²] in 0..1.
     """
-    rows = [
-        np.asarray(
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-            .convert("L")
-            .resize((side, side), Image.Resampling.BILINEAR)
-        )
-        for image in images
-    ]
+    rows = [geometry.square(geometry.grey(image), side) for image in images]
     return np.stack(rows).reshape(len(rows), -1).astype(np.float32) / 255
 
 

@@ -2,23 +2,23 @@
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from dinojax import sharding, tree
+from dinojax.augment.geometry import square
+from dinojax.data.memory import decode_all
 from dinojax.data.pipeline import prefetch
-from dinojax.data.records import Records
-from dinojax.data.sources import BadFile, ImageSource, check_headers, read_records
+from dinojax.data.records import Records, read_records
 from dinojax.errors import RunError, UsageError
 from dinojax.models import VisionTransformer, preprocess
 from dinojax.protocols.features import chunked, images_per_chunk
 from dinojax.protocols.knn import TEMPERATURE
-from dinojax.protocols.pixels import SIDE, grey_pixels
+from dinojax.protocols.pixels import grey_pixels
 
 _BATCH = 64  # images on a device at a time, however many devices there are, so that these change no feature
 _ROWS = 1024  # of the similarities, at a time
@@ -73,14 +73,19 @@ class Probe:
         """
         records, part = _training_part(_read(data, data_root, group_regex), data)
         whole = len(records)
-        records, headers = check_headers(records.take(_choose(records, images)), on_bad_file=on_bad_file)
-        source = ImageSource(records, channels=1 if model.channels == 1 else headers.channels)
-        kept, self._images, self._pixels = _decode(source, size, threads, skip=on_bad_file == "skip")
-        records = records.take(kept)
+        views = {"image": partial(square, size=size), "pixels": lambda image: grey_pixels([image])[0]}
+        records, decoded, _ = decode_all(
+            records.take(_choose(records, images)),
+            views,
+            channels=model.channels,
+            threads=threads,
+            on_bad_file=on_bad_file,
+        )
+        self._images, self._pixels = decoded["image"], decoded["pixels"]
         assert records.labels is not None
         present, self.labels = np.unique(records.labels, return_inverse=True)
-        patients = range(len(records)) if records.patients is None else records.patients
-        self.groups = np.unique(np.asarray(patients), return_inverse=True)[1]
+        patients = np.arange(len(records)) if records.patients is None else records.patients
+        self.groups = np.unique(patients, return_inverse=True)[1]
         self.k = k
         _check(self, data)
         counts = zip(np.bincount(self.labels), (records.classes[i] for i in present), strict=True)
@@ -187,9 +192,9 @@ def _training_part(records: Records, data: str) -> tuple[Records, str]:
     """What may be looked at while training, and its name."""
     if records.folds:
         return records, f"all {len(records.folds)} folds, test images included"
-    if records.splits is None or not any(records.splits):
+    if records.splits is None or not (records.splits != "").any():
         return records, "a data set without parts"
-    train = np.flatnonzero(np.asarray(records.splits) == "train")
+    train = np.flatnonzero(records.splits == "train")
     if not len(train):
         raise UsageError(f"probe.data {data}: none of its {len(records)} images is of the training part")
     return records.take(train), "the training part"
@@ -201,35 +206,6 @@ def _choose(records: Records, images: int) -> np.ndarray:
     by_class = np.argsort(records.labels, kind="stable")
     count = min(images, len(records))
     return np.sort(by_class[np.arange(count) * len(records) // count])
-
-
-def _decode(source: ImageSource, size: int, threads: int, skip: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of the images that were read, uint8 [N, S, S, C] and the small grey pixels, float32 [N, 32²]."""
-    images = np.zeros((len(source), size, size, source.channels), np.uint8)
-    pixels = np.zeros((len(source), SIDE**2), np.float32)
-    read = np.zeros(len(source), bool)
-
-    def load(index: int) -> None:
-        try:
-            image = source[index]["image"]
-        except BadFile:
-            if not skip:
-                raise
-            return
-        images[index] = _resize(image, size)
-        pixels[index] = grey_pixels([image])[0]
-        read[index] = True
-
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        list(pool.map(load, range(len(source))))  # raises what a thread raised
-    kept = np.flatnonzero(read)
-    return (kept, images, pixels) if read.all() else (kept, images[kept], pixels[kept])
-
-
-def _resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinearly and to a square, as the images of fine-tuning: uint8 [H, W, C] to [size, size, C]."""
-    pil = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    return np.asarray(pil.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
 
 
 def _check(probe: Probe, data: str) -> None:

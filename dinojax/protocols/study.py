@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dinojax.data.folds import cases_table
-from dinojax.data.memory import Cases
 from dinojax.data.records import Records
-from dinojax.data.splits import Fold
+from dinojax.data.splits import Fold, cases_table
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Model
 from dinojax.models.store import write_model
@@ -129,12 +127,12 @@ def drop_losers(study: Study, fold: int) -> None:
             shutil.rmtree(study.weights(fold, setting), ignore_errors=True)
 
 
-def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, Any]:
+def finish(study: Study, pixels: np.ndarray, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes predictions, results, selected models and figures, all of which follow from the units.
 
     Args:
       study: all of whose units are finished.
-      cases: for the baseline on pixels.
+      pixels: float32 [N, 32²], for the baseline.
       facts: further keys of `results.json`.
 
     Returns:
@@ -147,7 +145,7 @@ def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, An
     }
     classes = study.records.classes
     predictions = _read_back(study.out / "predictions.csv", _predictions(study, units), classes)
-    baseline = _read_back(study.out / "baseline_predictions.csv", _baseline_predictions(study, cases), classes)
+    baseline = _read_back(study.out / "baseline_predictions.csv", _baseline_predictions(study, pixels), classes)
     history = _history(study, units)
     history.to_csv(study.out / "history.csv", index=False)
     settings = [{"setting": s.name, **dataclasses.asdict(s)} for s in study.settings]
@@ -186,10 +184,11 @@ def _predictions(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]
     )
 
 
-def _baseline_predictions(study: Study, cases: Cases) -> pd.DataFrame:
+def _baseline_predictions(study: Study, pixels: np.ndarray) -> pd.DataFrame:
     parts = []
+    assert study.records.labels is not None
     for number, fold in study.numbered_folds():
-        scores = baselines.score_fold(baselines.logistic_scores, cases.pixels, cases.labels, fold)
+        scores = baselines.score_fold(baselines.logistic_scores, pixels, study.records.labels, fold)
         parts.append(_rows(study, BASELINE, number, "test", fold.test, scores))
     return pd.concat(parts, ignore_index=True)
 

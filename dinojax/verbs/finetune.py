@@ -10,11 +10,13 @@ import numpy as np
 from flax import nnx
 
 from dinojax import progress, sharding, tree
+from dinojax.augment.geometry import square
 from dinojax.config import parser as configuration
 from dinojax.config.finetune import FinetuneConfig
-from dinojax.data.folds import folds_table, make_folds
-from dinojax.data.memory import Cases, load_cases
-from dinojax.data.sources import list_skipped, read_records
+from dinojax.data.decode import list_skipped
+from dinojax.data.memory import Decoded, decode_all
+from dinojax.data.records import read_records
+from dinojax.data.splits import folds_table, make_folds
 from dinojax.errors import Stopped, UsageError
 from dinojax.models import Model, Preprocessing, ResNet, create_model
 from dinojax.models.heads import Classifier
@@ -22,6 +24,7 @@ from dinojax.models.resnet import SMALLEST
 from dinojax.models.store import load_model
 from dinojax.protocols import study as studies
 from dinojax.protocols.finetuning import Recipe, fit, head_of, make_grid, make_steps
+from dinojax.protocols.pixels import grey_pixels
 from dinojax.protocols.study import Study
 from dinojax.runs import directory as rundir
 from dinojax.runs.signals import StopRequest
@@ -49,9 +52,14 @@ def main(arguments: list[str]) -> None:
         positive_class=config.positive_class,
     )
     print(records.summary())
-    records, cases, skipped = load_cases(
-        records, backbone.channels, config.image_size, config.threads, config.on_bad_file == "skip"
+    decoded = decode_all(
+        records,
+        {"image": partial(square, size=config.image_size), "pixels": lambda image: grey_pixels([image])[0]},
+        channels=backbone.channels,
+        threads=config.threads,
+        on_bad_file=config.on_bad_file,
     )
+    records = decoded.records
     study = Study(
         out=out,
         task=config.task or records.task,
@@ -66,12 +74,12 @@ def main(arguments: list[str]) -> None:
     with rundir.lock(out):
         studies.pin_folds(out, folds_table(records, study.folds))
         rundir.write_config(config, out)
-        list_skipped(skipped, out / "skipped_files.csv")
-        train_units(config, recipe, study, backbone, cases)
-        finish(config, study, backbone, cases)
+        list_skipped(decoded.skipped, out / "skipped_files.csv")
+        train_units(config, recipe, study, backbone, decoded)
+        finish(config, study, backbone, decoded)
 
 
-def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) -> None:
+def finish(config: FinetuneConfig, study: Study, backbone: Model, decoded: Decoded) -> None:
     """Writes what comes of all the units."""
     facts = {
         **{name: getattr(config, name) for name in ("image_size", "normalisation", "epochs", "epoch_selection")},
@@ -81,12 +89,14 @@ def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) 
         "init": config.init,
         "model": {"name": backbone.name, **dataclasses.asdict(backbone.arguments)},
     }
-    described = studies.finish(study, cases, facts)
+    described = studies.finish(study, decoded.views["pixels"], facts)
     print(f"done: {studies.describe(described)}; look at {study.out / 'results.json'} and {study.out / 'figures'}")
 
 
-def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: Model, cases: Cases) -> None:
+def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: Model, decoded: Decoded) -> None:
     """Fits every setting on every fold, but for those that are finished; a signal ends it after the step it is at."""
+    images, labels = decoded.views["image"], study.records.labels
+    assert labels is not None
     outputs = 1 if len(study.records.classes) == 2 else len(study.records.classes)
     head = {"outputs": outputs, **head_of(config.classifier, backbone)}
     details = {"classifier": head, "image_size": config.image_size, "normalisation": config.normalisation}
@@ -114,7 +124,7 @@ def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: 
                 seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0] >> 1)
                 _, start = tree.split(Classifier(backbone, **head, rngs=nnx.Rngs(seed)))
                 made = steps[setting.batch_size]
-                fitted = fit(made, start, cases, fold, setting, recipe, seed, after_step, after_epoch)
+                fitted = fit(made, start, images, labels, fold, setting, recipe, seed, after_step, after_epoch)
                 studies.store_unit(study, number, setting, fitted, backbone, details)
             if setting == study.settings[-1]:
                 studies.drop_losers(study, number)

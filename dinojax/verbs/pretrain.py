@@ -14,7 +14,7 @@ from dinojax import processes, progress, sharding, tree
 from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import BadFile, list_skipped
+from dinojax.data.decode import BadFile, list_skipped
 from dinojax.dino import assembly as pretraining
 from dinojax.dino import monitor
 from dinojax.dino.assembly import DeviceBatch, Run
@@ -55,7 +55,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     with rundir.lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         rundir.check_config(config, out, accepted)
         if lead:
-            rundir.pin_data(out, source.records.paths, accept="data" in accepted)
+            rundir.pin_data(out, source.records.paths.tolist(), accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(run.state)

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from dinojax import create_model, preprocess, tree
-from dinojax.data.sources import read_records
+from dinojax.data.records import read_records
 from dinojax.look import figures as inspect_plots
 from dinojax.look import numbers as inspect
 from dinojax.models import ResNet, VisionTransformer

@@ -17,7 +17,6 @@ from sklearn.metrics import roc_auc_score
 
 from dinojax import create_model, load_model, save_model, sharding, tree
 from dinojax.config.finetune import AugmentConfig
-from dinojax.data.memory import Cases
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.heads import Classifier
@@ -234,11 +233,8 @@ def test_unreadable_images_stop_the_run_or_are_listed(tmp_path: Path) -> None:
 
 # The training core, without files.
 
-CASES = Cases(
-    images=np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), dtype=np.uint8),
-    labels=(np.arange(24) % 2).astype(np.int32),
-    pixels=np.zeros((24, 1024), np.float32),
-)
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), dtype=np.uint8)
+LABELS = (np.arange(24) % 2).astype(np.int32)
 FOLD = Fold(train=np.arange(12), val=np.arange(12, 18), test=np.arange(18, 24))
 
 
@@ -249,7 +245,7 @@ def classifier(outputs: int = 1) -> tuple[nnx.GraphDef, Params]:
 
 def fitted(steps: Steps, start: Params, lr: float, epochs: int, keep: Any = "lowest_val_loss") -> Fitted:
     recipe = Recipe(epochs, keep, 28, AugmentConfig(), threads=0)
-    return fit(steps, start, CASES, FOLD, Setting(lr, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
+    return fit(steps, start, IMAGES, LABELS, FOLD, Setting(lr, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
 
 
 def test_the_weights_of_the_best_epoch_are_a_copy_of_their_own() -> None:
@@ -260,9 +256,9 @@ def test_the_weights_of_the_best_epoch_are_a_copy_of_their_own() -> None:
     assert best.history == last.history
     assert best.epoch == 1 + int(np.argmin(losses)) < 6 == last.epoch
     for kept in (best, last):
-        logits = predict(steps, kept.params, CASES.images, FOLD.val)
-        assert cross_entropy(logits, CASES.labels[FOLD.val]) == kept.val_loss == losses[kept.epoch - 1]
-        positive = predict(steps, kept.params, CASES.images, FOLD.test)[:, 0]
+        logits = predict(steps, kept.params, IMAGES, FOLD.val)
+        assert cross_entropy(logits, LABELS[FOLD.val]) == kept.val_loss == losses[kept.epoch - 1]
+        positive = predict(steps, kept.params, IMAGES, FOLD.test)[:, 0]
         np.testing.assert_allclose(kept.test_scores[:, 1], 1 / (1 + np.exp(-positive)), atol=1e-6)
     assert np.abs(best.test_scores - last.test_scores).max() > 1e-3
 
@@ -279,10 +275,10 @@ def test_the_initial_weights_stay_for_the_next_setting() -> None:
 def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(outputs: int) -> None:
     graph, start = classifier(outputs)
     steps = make_steps(graph, start, 0.0, widest_mesh(4))
-    logits = predict(steps, start, CASES.images, np.arange(4))
+    logits = predict(steps, start, IMAGES, np.arange(4))
     scores = finetuning.probabilities(logits)
-    expected = -np.log(scores[np.arange(4), CASES.labels[:4]]).mean()
-    batch = sharding.put_batch(steps.mesh, {"image": CASES.images[:4], "label": CASES.labels[:4]})
+    expected = -np.log(scores[np.arange(4), LABELS[:4]]).mean()
+    batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
     state, loss = steps.train(steps.init(jax.tree.map(jnp.copy, start)), batch, 1e-3)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     # Adam's first update has the learning rate's size, whatever the gradient's.
