@@ -18,7 +18,8 @@ from flax import nnx
 import dinojax
 from dinojax.augment.classification import eval_transform
 from dinojax.data import pipeline
-from dinojax.data.sources import ImageSource, Records, read_records
+from dinojax.data.records import Records, read_records
+from dinojax.data.sources import ImageSource
 from dinojax.models import Backbone
 from dinojax.protocols.features import extract
 from dinojax.protocols.knn import accuracy, knn_majority, knn_weighted

@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "tree", "config", "progress", "sharding", "optim", "runs.files", "models", "data", "augment"),
         "report",
     },
-    "look": {"tree", "models", "data", "report"},
+    "look": {"tree", "models", "augment.geometry", "data", "report", "protocols"},
     "dino.assembly": {
         *(
             "errors",

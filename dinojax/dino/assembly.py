@@ -15,7 +15,9 @@ from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
 from dinojax.config.pretrain import CropsConfig, PhotometryConfig, PretrainConfig, ProbeConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import Headers, ImageSource, check_headers, read_records
+from dinojax.data.decode import Headers, check_headers
+from dinojax.data.records import read_records
+from dinojax.data.sources import ImageSource
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.forward import Batch
 from dinojax.dino.health import Guard
@@ -73,7 +75,7 @@ def assemble(config: PretrainConfig) -> Pretraining:
     source, headers = open_source(
         config.data, config.data_root, backbone.channels, config.on_bad_file, config.cache_gib, config.batch_size
     )
-    check_agreement(flatten(config), source.records.paths)
+    check_agreement(flatten(config), source.records.paths.tolist())
     timeline = make_timeline(
         len(source),
         batch_size=config.batch_size,
@@ -193,11 +195,11 @@ def open_source(
     return ImageSource(records, channels=channels, on_bad_file=on_bad_file, cache_gib=cache_gib), headers
 
 
-def check_agreement(settings: Mapping[str, Any], paths: Sequence[str] | np.ndarray) -> None:
+def check_agreement(settings: Mapping[str, Any], paths: Sequence[str]) -> None:
     """Compares the flat configuration and the images of several processes; raises as `processes.check_agreement`."""
     own = ("distributed", "threads", "workers", "cache_gib")
     common = {key: value for key, value in settings.items() if key.split(".")[0] not in own}
-    processes.check_agreement({"configuration": json.dumps(common), "images": json.dumps([str(p) for p in paths])})
+    processes.check_agreement({"configuration": json.dumps(common), "images": json.dumps(list(paths))})
 
 
 def make_evaluators(

@@ -6,6 +6,7 @@ patches); the model's own preprocessing is applied. `inspect_plots` draws what c
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,11 +15,13 @@ import pandas as pd
 import scipy.linalg
 from einops import rearrange
 from flax import nnx
-from PIL import Image
 
 from dinojax import tree
-from dinojax.data.sources import ImageSource, Records
-from dinojax.models import Backbone, VisionTransformer, as_transformer, preprocess
+from dinojax.augment import geometry
+from dinojax.data.memory import decode_all
+from dinojax.data.records import Records
+from dinojax.models import Backbone, VisionTransformer, as_transformer
+from dinojax.protocols.features import FeatureRunner, pooled
 
 PUBLISHED_CUTOFF = 150.0
 """Norm above which a patch of DINOv2 ViT-g/14 is an outlier (Darcet et al. 2023, arXiv 2309.16588, section 2.1)."""
@@ -45,18 +48,15 @@ def read_images(records: Records, places: np.ndarray, model: Backbone, size: int
       size: side in pixels; the one that the model's weights were used at, if None.
 
     Raises:
-      BadFile: an image cannot be read.
+      RunError: an image cannot be read.
       ValueError: the model cannot read images of this size.
     """
     side = model.preprocessing.size if size is None else size
     model.check_size(side, side)
-    source = ImageSource(records, places, channels=1 if model.channels == 1 else 3)
-    squares = []
-    for place in range(len(places)):
-        image = source[place]["image"]
-        pixels = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        squares.append(np.asarray(pixels.resize((side, side), Image.Resampling.BICUBIC)))
-    return np.stack(squares).reshape(len(places), side, side, -1)
+    view = partial(geometry.square, size=side, resample=geometry.BICUBIC)
+    decoded = decode_all(records.take(places), {"image": view}, channels=model.channels, threads=2, on_bad_file="stop")
+    images = decoded.views["image"]
+    return np.repeat(images, model.channels, axis=3) if images.shape[3] == 1 else images
 
 
 def parameters_by_part(model: Backbone) -> pd.DataFrame:
@@ -99,33 +99,17 @@ def _order(part: str) -> tuple[int, int]:
 
 
 def pooled_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """float32 [N, D]: the class token; of a ResNet, the global average."""
-    return _run(model, images, lambda model, x: model(x).pooled, batch_size)
+    """float32 [N, D]: the class token; of a CNN, the global average."""
+    return _run(model, images, pooled, batch_size)
 
 
 def patch_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """float32 [N, h, w, D]: the patch tokens after the final norm; of a ResNet, the last feature map."""
+    """float32 [N, h, w, D]: the patch tokens after the final norm; of a CNN, the last feature map."""
     return _run(model, images, lambda model, x: model(x).patches, batch_size)
 
 
 def _run(model: Backbone, images: np.ndarray, function: Callable[..., jax.Array], batch_size: int) -> np.ndarray:
-    """`function(model, x)` of all images, a batch of one shape at a time."""
-    if not len(images):
-        raise ValueError("there are no images to look at")
-    graph, params = tree.split(model)
-
-    def of_batch(params: tree.Params, images: jax.Array) -> jax.Array:
-        model = tree.merge(graph, params)
-        return function(model, preprocess(images, model)).astype(np.float32)
-
-    run = jax.jit(of_batch)
-    size = min(batch_size, len(images))
-    pieces = []
-    for first in range(0, len(images), size):
-        batch = images[first : first + size]
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-        pieces.append(np.asarray(run(params, filled))[: len(batch)])
-    return np.concatenate(pieces)
+    return FeatureRunner(model, function, min(batch_size, max(len(images), 1)))(images).astype(np.float32)
 
 
 class ClassAttention(NamedTuple):
@@ -270,37 +254,6 @@ def as_colours(scores: np.ndarray) -> np.ndarray:
     """[N, h, w, 3] scores as red, green and blue in 0..1, with one scale for all images."""
     low, high = colour_range(scores)
     return np.clip((scores - low) / (high - low), 0, 1)
-
-
-class Neighbours(NamedTuple):
-    """The most similar images to each of Q queries, most similar first."""
-
-    places: np.ndarray
-    """int [Q, k]: in the set searched."""
-    similarities: np.ndarray
-    """float32 [Q, k]: cosine, -1..1."""
-
-
-def nearest(queries: np.ndarray, searched: np.ndarray, k: int = 5, excluded: np.ndarray | None = None) -> Neighbours:
-    """Nearest neighbours by cosine similarity.
-
-    Args:
-      queries: [Q, D] pooled features.
-      searched: [N, D].
-      k: how many.
-      excluded: bool [Q, N]: what may not be found, such as the query itself and its patient's other images.
-
-    Raises:
-      ValueError: a query has fewer than k images left.
-    """
-    similarities = _unit(queries) @ _unit(searched).T
-    if excluded is not None:
-        similarities = np.where(excluded, -np.inf, similarities)
-    places = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(similarities, places, axis=1)
-    if found.shape[1] < k or np.isneginf(found).any():
-        raise ValueError(f"there are fewer than {k} images to find; search more of them, or ask for a smaller k")
-    return Neighbours(places, found.astype(np.float32))
 
 
 def similarity_map(patches: np.ndarray, row: int, column: int) -> np.ndarray:

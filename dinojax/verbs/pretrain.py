@@ -11,7 +11,7 @@ from dinojax import processes, sharding, tree
 from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import list_skipped
+from dinojax.data.decode import list_skipped
 from dinojax.dino import assembly
 from dinojax.dino.loop import teacher_params, train
 from dinojax.dino.modules import save_teacher
@@ -37,6 +37,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     out, accepted = Path(config.out), [key for key in config.accept_changes.split(",") if key]
     run = assembly.assemble(config)
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
+    paths = source.records.paths.tolist()
 
     def save(params: tree.Params, step: int, name: str = "model_best") -> None:
         if lead:
@@ -51,7 +52,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     with lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         check_config(config, out, accepted)
         if lead:
-            pin_data(out, source.records.paths, accept="data" in accepted)
+            pin_data(out, paths, accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(run.state)
@@ -65,7 +66,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             (out / "figures").mkdir(exist_ok=True)
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", None if restored is None else start))
             stack.callback(leave_figures, out, config.head.prototypes, lambda: [*run.headers.bad, *source.skipped])
-        paths, size = source.records.paths, config.batch_size
+        size = config.batch_size
         monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators)
         monitor.replay(read_metrics(out / "metrics.jsonl") if restored is not None else [], start)
         note = f"resuming after step {start}" if start else "the first one compiles"

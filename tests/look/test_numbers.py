@@ -13,9 +13,10 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from dinojax import preprocess, tree
-from dinojax.data.sources import read_records
+from dinojax.data.records import read_records
 from dinojax.look import figures as inspect_plots
 from dinojax.look import numbers as inspect
+from dinojax.protocols.knn import Neighbours
 from dinojax.models import Backbone, VisionTransformer, create_model, create_transformer
 
 RNG = np.random.default_rng(0)
@@ -171,28 +172,6 @@ def test_components_of_fewer_patches_than_features() -> None:
     np.testing.assert_allclose(np.abs((found.directions * pca.components_).sum(1)), 1, atol=1e-4)
 
 
-def test_neighbours_are_those_of_brute_force() -> None:
-    rng = np.random.default_rng(4)
-    searched = rng.standard_normal((30, 7)).astype(np.float32)
-    excluded = rng.random((6, 30)) < 0.3
-    excluded[np.arange(6), np.arange(6)] = True
-    found = inspect.nearest(searched[:6], searched, 4, excluded)
-    for query in range(6):
-        cosines = [
-            (float(np.dot(searched[query], other) / np.linalg.norm(searched[query]) / np.linalg.norm(other)), place)
-            for place, other in enumerate(searched)
-            if not excluded[query, place]
-        ]
-        best = sorted(cosines, reverse=True)[:4]
-        assert list(found.places[query]) == [place for _, place in best]
-        np.testing.assert_allclose(found.similarities[query], [cosine for cosine, _ in best], atol=1e-5)
-    itself = inspect.nearest(searched[:6], searched, 1)
-    np.testing.assert_array_equal(itself.places[:, 0], np.arange(6))
-    np.testing.assert_allclose(itself.similarities, 1, atol=1e-6)
-    with pytest.raises(ValueError, match="fewer than 30"):
-        inspect.nearest(searched[:6], searched, 30, excluded)
-
-
 def test_similarity_map_is_1_at_the_patch_chosen() -> None:
     patches = np.random.default_rng(5).standard_normal((3, 4, 6)).astype(np.float32)
     patches[2, 3] = -2 * patches[1, 2]
@@ -303,7 +282,7 @@ def test_figures_show_the_numbers() -> None:
 
 
 def test_frames_of_neighbours_tell_whether_labels_agree() -> None:
-    found = inspect.Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.8]], np.float32))
+    found = Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.8]], np.float32))
     figure = inspect_plots.plot_neighbours((IMAGES[:1], ["a"]), (IMAGES, ["a", "a", "b", "", ""]), found, "neighbours")
     query, same, other = figure.axes
     assert not query.patches
