@@ -16,8 +16,8 @@ from dinojax import preprocess, tree
 from dinojax.data.records import read_records
 from dinojax.look import figures as inspect_plots
 from dinojax.look import numbers as inspect
-from dinojax.protocols.knn import Neighbours
 from dinojax.models import Backbone, VisionTransformer, create_model, create_transformer
+from dinojax.protocols.knn import Neighbours
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 42, 28, 1), dtype=np.uint8)
