@@ -20,6 +20,7 @@ VERBS = {
     "phantoms": "write a phantom data set: images, manifest, fold files",
     "pretrain": "self-supervised pre-training; the same command goes on where it stopped",
     "finetune": "fine-tune one starting point on every fold with every setting",
+    "evaluate": "score one starting point's frozen features on every fold: evaluate knn",
     "report": "one table and its plots from several runs",
 }
 
