@@ -1,4 +1,4 @@
-"""What `finetune` can be told; the defaults are those of the published MediDino code."""
+"""Configuration of `finetune`; the defaults are those of the published MediDino code."""
 
 import dataclasses
 from typing import Literal
@@ -48,7 +48,7 @@ class FinetuneConfig:
 
     data: str
     out: str
-    """The run's directory; the same command goes on where it stopped."""
+    """The run's directory; the same command resumes it."""
     init: str | None = None
     """A model directory to start from; without it, `model` with random weights."""
     task: str | None = None
