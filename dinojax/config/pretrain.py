@@ -167,7 +167,7 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Self-supervised pre-training with DINOv2's objective. The same command goes on where a run stopped."""
+    """Self-supervised pre-training with DINOv2's objective. The same command resumes a run that stopped."""
 
     data: str
     """A folder of images (labels are ignored), a manifest, or a data set of any kind that the README lists."""
@@ -176,7 +176,7 @@ class PretrainConfig:
     init: str | None = None
     """A model directory to continue from; without it, `model` is trained from random weights."""
     init_heads: Literal["auto", "fresh"] = "auto"
-    """`auto` goes on with the projection heads that lie in `init`, if there are any; `fresh` begins new ones."""
+    """`auto` continues the projection heads that lie in `init`, if there are any; `fresh` starts with new ones."""
     head_warmup_steps: int = 0
     """Steps at the beginning in which the backbone is frozen and only the heads are trained, at the peak learning rate;
     they count among `steps`, and the schedules begin after them. For released weights, which come without heads."""
