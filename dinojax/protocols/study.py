@@ -19,7 +19,7 @@ from dinojax.models.store import write_model
 from dinojax.protocols import pixels as baselines
 from dinojax.protocols.finetuning import Fitted, Setting
 from dinojax.report.figures import draw_run
-from dinojax.report.predictions import case_rows, read_predictions, select_rows, write_predictions
+from dinojax.report.predictions import case_rows, of_settings, read_predictions, select_rows, write_predictions
 from dinojax.report.results import Result
 from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
 from dinojax.runs.files import read_json, write_json
@@ -160,8 +160,7 @@ def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, An
     baseline = _finish_pixels(study, cases)
     run = _result(study, study.out, study.starting_point, "finetune", facts, _rows(study, units), settings, kept)
     chosen = run.test.groupby("fold")["setting"].first().to_dict()
-    history = pd.DataFrame(history.loc[history["fold"].map(chosen) == history["setting"]])
-    draw_run(dataclasses.replace(run, history=history, baseline=baseline), study.out / "figures")
+    draw_run(dataclasses.replace(run, history=of_settings(history, chosen), baseline=baseline), study.out / "figures")
     _keep_models(study, run.facts)
     write_json(study.out / "results.json", run.facts)
     shutil.rmtree(study.out / "units")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,7 +83,7 @@ def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) 
             **{f"classifier.{name}": value for name, value in head_of(config.classifier, backbone).items()},
             "weight_decay": config.weight_decay,
             **{f"augment.{name}": str(value) for name, value in dataclasses.asdict(config.augment).items()},
-            "model": f"{backbone.name}, width {backbone.width}, channels {backbone.channels}",
+            "model": f"{backbone.name}, {form(dataclasses.asdict(backbone.arguments))}, channels {backbone.channels}",
         },
         "preprocessing": dataclasses.asdict(backbone.preprocessing),
         "init": config.init,
@@ -90,6 +91,13 @@ def finish(config: FinetuneConfig, study: Study, backbone: Model, cases: Cases) 
     }
     described = studies.finish(study, cases, facts)
     print(f"done: {studies.describe(described)}; look at {study.out / 'results.json'} and {study.out / 'figures'}")
+
+
+def form(arguments: dict[str, Any]) -> str:
+    """A model's width and depth in words."""
+    if "filters" in arguments:  # a ResNet
+        return f"width {4 * arguments['filters'][-1]}, blocks {'-'.join(map(str, arguments['blocks']))}"
+    return f"width {arguments['width']}, depth {arguments['depth']}"
 
 
 def train_units(config: FinetuneConfig, recipe: Recipe, study: Study, backbone: Model, cases: Cases) -> None:
