@@ -130,7 +130,7 @@ def _write_run(
     ranks = {name: place for place, name in enumerate(sorted(patients, key=lambda name: name.split("_")[0]))}
     if "label" not in manifest:
         ranks = {name: place for place, name in enumerate(patients)}
-    slices = manifest["patient_id"].map(ranks).to_numpy() % 3
+    slices = manifest["patient_id"].map(ranks.get).to_numpy() % 3
     rows, kept = [], {}
     for setting in settings:
         for fold in (1, 2, 3):

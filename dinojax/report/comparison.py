@@ -191,14 +191,13 @@ def _differing_recipes(runs: Sequence[Result]) -> list[str]:
 
 def _differing_baselines(runs: Sequence[Result]) -> list[str]:
     """A sentence if the runs' pixel baselines, which should be one, are not."""
-    first, *others = baselines(runs) or [None]
-    for other in others:
-        assert first is not None
-        ours, theirs = (run.facts["selection"]["pooled_auc"] for run in (first, other))
-        if _number(ours, 6) != _number(theirs, 6):
+    found = baselines(runs)
+    aucs = [_number(run.facts["selection"]["pooled_auc"], 6) for run in found]
+    for run, auc in zip(found, aucs, strict=True):
+        if auc != aucs[0]:
             return [
-                f"The pixel baselines of these runs differ: pooled AUC {_number(ours, 6)} in {first.directory}, which "
-                f"is shown, and {_number(theirs, 6)} in {other.directory}."
+                f"The pixel baselines of these runs differ: pooled AUC {aucs[0]} in {found[0].directory}, which is "
+                f"shown, and {auc} in {run.directory}."
             ]
     return []
 

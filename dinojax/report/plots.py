@@ -50,9 +50,10 @@ def plot_roc(curves: Sequence[Curve], title: str, path: Path) -> None:
         axis.set_axis_off()
     for place, axis in enumerate(axes[:panels]):
         _roc_panel(axis, [(curve.name, curve.questions[place], curve.muted) for curve in curves])
+        axis.set_anchor("N")
         axis.legend(fontsize=7.5, **(_BELOW if below else {"loc": "lower right"}))
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}

@@ -4,7 +4,7 @@ Everything that a run states follows from this table, so the numbers are compute
 preceded it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
       RunError: it cannot be read, lacks a column, or holds a label or a score that cannot be.
     """
     try:
-        types = {name: int if name in _NUMBERS else str for name in COLUMNS}
+        types: dict[Hashable, type] = {name: int if name in _NUMBERS else str for name in COLUMNS}
         types |= dict.fromkeys(("label", *label_columns(classes), *score_columns(classes)), str)
         table = pd.read_csv(path, dtype=types, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -87,13 +87,14 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
         allowed = classes if name == "label" else ("0", "1", "")
         if unknown := sorted(set(table[name]) - set(allowed)):
             raise RunError(f"{path}: {name} {unknown[0]!r} is not one of {', '.join(map(repr, allowed))}")
-    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in score_columns(classes)}
+    numbers = table[score_columns(classes)].apply(pd.to_numeric, errors="coerce")
     for name, values in numbers.items():
         if len(bad := np.flatnonzero(~np.isfinite(values))):
             raise RunError(f"{path}: row {bad[0] + 2}: {name} {table[name].iloc[bad[0]]!r} is not a finite number")
     if "label" not in table:
-        numbers |= {name: pd.to_numeric(table[name], errors="coerce") for name in known}
-    return table.assign(**numbers)
+        numbers[known] = table[known].apply(pd.to_numeric, errors="coerce")
+    table[numbers.columns] = numbers
+    return table
 
 
 def score_columns(classes: Sequence[str]) -> list[str]:
@@ -133,5 +134,9 @@ def questions(rows: pd.DataFrame, classes: Sequence[str]) -> list[Question]:
 
 def select_rows(table: pd.DataFrame, split: str, chosen: Mapping[int, str]) -> pd.DataFrame:
     """The rows of one split as each fold's chosen setting predicted them."""
-    setting = table["fold"].map(chosen)
-    return pd.DataFrame(table.loc[(table["split"] == split) & (table["setting"] == setting)])
+    return of_settings(pd.DataFrame(table.loc[table["split"] == split]), chosen)
+
+
+def of_settings(table: pd.DataFrame, chosen: Mapping[int, str]) -> pd.DataFrame:
+    """The rows of each fold's chosen setting, from any table with columns `fold` and `setting`."""
+    return pd.DataFrame(table.loc[table["setting"] == table["fold"].map(dict(chosen).get)])

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dinojax.errors import RunError, UsageError
-from dinojax.report.predictions import label_columns, read_predictions, select_rows
+from dinojax.report.predictions import label_columns, of_settings, read_predictions, select_rows
 from dinojax.report.selection import COMPUTED, assemble
 from dinojax.runs.files import read_json
 
@@ -137,7 +137,7 @@ def _differences(stated: Any, computed: Any, where: str = "") -> Iterator[tuple[
 def _read_history(path: Path, chosen: Mapping[int, str]) -> pd.DataFrame:
     try:
         history = pd.read_csv(path, dtype={"setting": str})
-        return pd.DataFrame(history.loc[history["fold"].map(chosen) == history["setting"]])
+        return of_settings(history, chosen)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 

@@ -74,7 +74,7 @@ def summarise(test: pd.DataFrame, folds: Sequence[int], classes: Sequence[str]) 
       is more than one question, each fold has `label_auc` too, `{name: auc}`, and the whole
       `{name: {mean_auc, sd_auc, pooled_auc}}`.
     """
-    asked = {fold: questions(test[test["fold"] == fold], classes) for fold in folds}
+    asked = {fold: questions(pd.DataFrame(test.loc[test["fold"] == fold]), classes) for fold in folds}
     pooled = questions(test, classes)
     entries: list[dict[str, Any]] = [{"fold": fold, "auc": roc_auc(asked[fold])} for fold in folds]
     summary = {"folds": entries, **_spread([entry["auc"] for entry in entries], roc_auc(pooled))}

@@ -23,7 +23,7 @@ def test_losses_are_drawn_where_a_protocol_has_epochs(tmp_path: Path) -> None:
 
 def test_every_question_has_a_panel_and_every_curve_its_auc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure))
     scores = np.asarray([0.1, 0.4, 0.35, 0.8])
     good = Question("a", "no a", np.asarray([False, False, True, True]), scores)
     none = Question("b", "no b", np.asarray([False] * 4), scores)
@@ -32,6 +32,8 @@ def test_every_question_has_a_panel_and_every_curve_its_auc(tmp_path: Path, monk
     first, second = (axis for axis in drawn[0].axes if axis.get_title())
     assert (first.get_title(), second.get_title()) == ("a against no a", "b against no b")
     for axis, told in ((first, "AUC 0.750"), (second, "one class only")):
-        assert [text.get_text() for text in axis.get_legend().get_texts()] == [f"{n}: {told}" for n in range(9)]
+        legend = axis.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()] == [f"{n}: {told}" for n in range(9)]
     lines = {(line.get_color(), str(line.get_linestyle())) for line in first.lines}
     assert len(lines) == 10  # the diagonal, and no two curves of one style

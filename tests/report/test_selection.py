@@ -1,6 +1,7 @@
 """Both selections, against numbers written out and scikit-learn."""
 
 import json
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dinojax.errors import RunError
-from dinojax.report.predictions import case_rows
+from dinojax.report.predictions import case_rows, of_settings
 from dinojax.report.selection import Criterion, Selection, assemble
 from tests.tasks import finished_run, write_multilabel_task, write_task
 
@@ -107,17 +108,17 @@ def test_every_auc_is_scikit_learns(kind: str, tmp_path: Path) -> None:
         data = write_task(tmp_path / "data", ("a", "b") if kind == "binary" else ("a", "b", "c"), per_class=12)
     run = finished_run(tmp_path / "run", data)
     results = json.loads((run / "results.json").read_text())
-    types = {f"label_{name}": str for name in results["classes"]}
+    types: dict[Hashable, type] = {f"label_{name}": str for name in results["classes"]}
     rows = pd.read_csv(run / "predictions.csv", dtype=types, keep_default_na=False)
-    rows = rows[rows["split"] == "test"]
+    rows = pd.DataFrame(rows.loc[rows["split"] == "test"])
     groups = [(setting, dict.fromkeys((1, 2, 3), setting["setting"])) for setting in results["settings"]]
     groups += [(s, {e["fold"]: e["setting"] for e in s["folds"]}) for s in results["selections"].values()]
     absent = 0
     for stated, settings in groups:
-        mine = rows[rows["fold"].map(settings) == rows["setting"]]
+        mine = of_settings(rows, settings)
         aucs = []
         for entry in stated["folds"]:
-            expected, each = independent_auc(mine[mine["fold"] == entry["fold"]], results["classes"])
+            expected, each = independent_auc(pd.DataFrame(mine.loc[mine["fold"] == entry["fold"]]), results["classes"])
             aucs.append(expected)
             assert entry["auc"] == pytest.approx(expected, abs=1e-12)
             assert entry.get("label_auc", {}) == pytest.approx(each, abs=1e-12)

@@ -118,9 +118,9 @@ def test_a_multilabel_task_has_a_row_for_each_label(tmp_path: Path) -> None:
     assert "| label | known | positive | random, finetune | other, knn | pixels (baseline) |" in text
     stated = [json.loads((run / "results.json").read_text())["selection"]["label_auc"] for run in runs]
     for name in ("edema", "effusion", "nodule", "rare"):
-        known = manifest[f"label_{name}"].dropna()
+        known = manifest[f"label_{name}"].dropna().tolist()
         cells = [f"{auc[name]['mean_auc']:.3f} ± " for auc in stated]
-        assert re.search(rf"\| {name} \| {len(known)} \| {int(known.sum())} \| {cells[0]}.* \| {cells[1]}.* \|", text)
+        assert re.search(rf"\| {name} \| {len(known)} \| {int(sum(known))} \| {cells[0]}.* \| {cells[1]}.* \|", text)
     assert re.search(r"Fold \d has no AUC of rare: its test cases lack known positive or known negative ones\.", text)
     assert "losses_chest_random_finetune_0.png" in text
     assert "losses_chest_other" not in text  # k-NN has no epochs
