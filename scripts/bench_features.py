@@ -89,7 +89,7 @@ class Ours:
         mesh = sharding.widest_mesh(len(images))
         params = {path: value.astype(dtype) for path, value in params.items()}
         self.params = jax.device_put(params, sharding.replicated(mesh))
-        self.run = jax.jit(chunked(forward, mesh, model.images_per_chunk(*images.shape[1:3])))
+        self.run = jax.jit(chunked(forward, mesh, model.images_per_chunk))
         self.images = jax.device_put(jnp.asarray(images, dtype), sharding.batch_sharding(mesh))
 
     def __call__(self) -> tuple[np.ndarray, ...]:

@@ -23,7 +23,7 @@ from dinojax.dino import state as states
 from dinojax.dino.masking import MaskPlan
 from dinojax.dino.step import make_train_step
 from dinojax.dino.timeline import Timeline
-from dinojax.models import VisionTransformer, arguments_of
+from dinojax.models import create_transformer
 from dinojax.models.heads import DINOHead
 
 TARGET = 1 / 4
@@ -38,17 +38,17 @@ def main() -> None:
 
 def compiled_memory(devices: int) -> int:
     """Bytes a device that the compiler reports."""
-    arguments, head = arguments_of("vitg14", image_size=224, loop_blocks=True), HeadConfig()
+    head = HeadConfig()
     backbone, made = nnx.eval_shape(
         lambda: (
-            VisionTransformer("vitg14", arguments, nnx.Rngs(0)),
-            DINOHead(arguments.width, head.prototypes, head.hidden, head.bottleneck, head.layers, nnx.Rngs(1)),
+            create_transformer("vitg14", nnx.Rngs(0), image_size=224, loop_blocks=True),
+            DINOHead(1536, head.prototypes, head.hidden, head.bottleneck, head.layers, nnx.Rngs(1)),
         )
     )
     graphs, params = states.split_modules(backbone, {"dino_head": made})
     timeline, optim = Timeline(10), OptimConfig()
     schedules = states.make_schedules(timeline, 8, optim, TeacherConfig())
-    optimizer = states.make_optimizer(params, arguments.depth, schedules, timeline, optim)
+    optimizer = states.make_optimizer(params, backbone.arguments.depth, schedules, timeline, optim)
     state = jax.eval_shape(lambda params: states.init_state(graphs, params, optimizer), params)
     mesh = sharding.make_mesh(8, fsdp=0, devices=devices)
     placed = sharding.state_sharding(mesh, state)

@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"errors", "tree", "runs.files"},
     "augment": {"config"},
     "data": {"errors", "progress", "runs.files", "augment.geometry"},
-    "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "runs.files", "models"},
+    "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "models"},
     "report": {"errors", "runs.files"},
     "protocols": {
         *("errors", "tree", "config", "progress", "sharding", "optim", "runs.files", "models", "data", "augment"),
@@ -52,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
     "verbs": {
-        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "models", "data", "dino", "report"),
+        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "report"),
         *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop", "runs.files"),
     },
 }

@@ -24,7 +24,7 @@ from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
 from dinojax.models import ARGUMENTS, Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
-from dinojax.models.resnet import freeze_batchnorm, running_statistics
+from dinojax.models.resnet import freeze_batchnorm
 from dinojax.models.store import load_model, write_model
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
@@ -180,18 +180,17 @@ def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> t
     Raises:
       UsageError: a batch size that leaves BatchNorm a single value.
     """
+    classifier = Classifier(backbone, **head_form(config, backbone, task), rngs=nnx.Rngs(0))
+    weights = {path: array.size for path, array in tree.weights(classifier).items()}
+    rates = {path: rate for path in weights if (rate := tree.match(path, RATES[config.mode])) is not None}
+    if config.frozen_batchnorm == "inference":
+        freeze_batchnorm(classifier, rates)
     size = backbone.preprocessing.size
     for batch_size in config.batch_sizes:
         try:
             backbone.check_batch(batch_size, size, size)
         except ValueError as error:
             raise UsageError(f"batch_sizes {batch_size} at image_size {size}: {error}") from error
-    classifier = Classifier(backbone, **head_form(config, backbone, task), rngs=nnx.Rngs(0))
-    params = tree.split(classifier)[1]
-    weights = {path: array.size for path, array in params.items() if path not in running_statistics(classifier)}
-    rates = {path: rate for path in weights if (rate := tree.match(path, RATES[config.mode])) is not None}
-    if config.frozen_batchnorm == "inference":
-        freeze_batchnorm(classifier, rates)
     trained, total = sum(weights[path] for path in rates), sum(weights.values())
     print(f"{config.mode}: {trained:,} of {total:,} parameters are trained")
     return classifier, rates

@@ -66,7 +66,7 @@ def vote(neighbours: Neighbours, memberships: np.ndarray, temperature: float | N
     """
     similarities = neighbours.similarities.astype(np.float64)
     # The similarity is at most 1; taking that off before exponentiating changes no share.
-    weights = np.isfinite(similarities) if temperature is None else np.exp((similarities - 1) / temperature)
+    weights = np.isfinite(similarities) * 1.0 if temperature is None else np.exp((similarities - 1) / temperature)
     votes = memberships[neighbours.places]
     known = ~np.isnan(votes)
     total = np.einsum("qk,qkc->qc", weights, known)

@@ -16,7 +16,7 @@ from dinojax.dino.health import Guard
 from dinojax.dino.monitor import Monitor
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.probe import Accuracy
-from dinojax.runs.checkpoint import MetricsLog
+from dinojax.runs.metrics import MetricsLog
 
 PATHS = [f"images/{number}.png" for number in range(20)]
 WELL = {"loss": 1.0, "feature_std": 1.0, "target_entropy": 2.0, "mean_target_entropy": 2.0, "stop": 0.0}

@@ -28,8 +28,8 @@ def test_features_in_batches_equal_those_at_once(batch_size: int) -> None:
     expected = model(preprocess(images, model))
     np.testing.assert_allclose(found.pooled, expected.pooled, atol=1e-5)
     np.testing.assert_allclose(found.mean_patch, expected.patches.mean((1, 2)), atol=1e-5)
-    np.testing.assert_array_equal(found.labels, labels)
-    np.testing.assert_array_equal(found.indices, labels + 10)
+    np.testing.assert_array_equal(found.columns["label"], labels)
+    np.testing.assert_array_equal(found.columns["index"], labels + 10)
 
 
 def test_as_many_devices_as_divide_the_batch() -> None:
@@ -50,7 +50,7 @@ def test_chunks_of_each_devices_images_equal_the_whole(devices: int, chunk: int)
 
     mesh = sharding.make_mesh(20, devices=devices)
     spread = sharding.put_batch(mesh, {"image": images})["image"]
-    program = jax.jit(features.chunked(forward, mesh, chunk)).lower(params, spread).compile()
+    program = jax.jit(features.chunked(forward, mesh, lambda height, width: chunk)).lower(params, spread).compile()
     assert set(sizes) == {{(1, 3): 3, (4, 2): 2, (4, 5): 5, (2, 100): 10}[devices, chunk]}
     found = program(params, spread)
     np.testing.assert_allclose(found, images.reshape(20, 16) @ np.asarray(params["kernel"]), atol=1e-5)

@@ -25,7 +25,9 @@ def test_single_labels(task: Task) -> None:
     expected = softmax(logits.astype(float), 1) if classes == 3 else np.hstack([expit(-logits), expit(logits)])
     np.testing.assert_allclose(task.probabilities(logits), expected, rtol=1e-6)
     assert task.validation_loss(logits, labels) == pytest.approx(log_loss(labels, expected), rel=1e-6)
-    assert float(task.loss(logits, labels)) == pytest.approx(log_loss(labels, expected), rel=1e-5)
+    assert float(task.loss(jax.numpy.asarray(logits), jax.numpy.asarray(labels))) == pytest.approx(
+        log_loss(labels, expected), rel=1e-5
+    )
     np.testing.assert_array_equal(task.memberships(labels), np.eye(classes)[labels])
 
 

@@ -5,7 +5,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 from dinojax import create_model, load_model, save_model, sharding, tree
-from dinojax.config.finetune import AugmentConfig, FinetuneConfig
+from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.parser import parse
-from dinojax.data.splits import Fold
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.heads import Classifier
 from dinojax.models.store import load_classifier, read_params
-from dinojax.protocols.finetuning import RATES, Finetuning, Setting, Steps, make_grid, make_steps, predict
+from dinojax.protocols.finetuning import Setting, Steps, make_grid, predict
 from dinojax.protocols.study import Scored, Study, Unit
 from dinojax.protocols.task import Task
 from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
 from dinojax.verbs import finetune
+from tests.fitting import BINARY, FOLD, LABELS, Fitted, fit, make_images, steps_of
 from tests.tasks import TINY, write_task
 
 GRID = ["--folds", "3", "--epochs", "2", "--lrs", "[1e-3,1e-4]", "--batch_sizes", "[4]"]
@@ -229,10 +228,8 @@ def test_unreadable_images_stop_the_run_or_are_listed(tmp_path: Path) -> None:
 
 # The training core, without files.
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), dtype=np.uint8)
-LABELS = (np.arange(24) % 2).astype(np.int32)
-FOLD = Fold(train=np.arange(12), val=np.arange(12, 18), test=np.arange(18, 24))
-BINARY = Task("binary", ("benign", "malignant"))
+IMAGES = make_images(28)
+KEPT: tuple[Literal["lowest_val_loss", "last"], ...] = ("lowest_val_loss", "last")
 
 
 def classifier(outputs: int = 1) -> Classifier:
@@ -240,42 +237,16 @@ def classifier(outputs: int = 1) -> Classifier:
     return Classifier(backbone, outputs, 8, True, nnx.Rngs(1))
 
 
-def steps_of(model: nnx.Module, mesh: Mesh | None = None, task: Task = BINARY, mode: str = "full") -> Steps:
-    graph, params = tree.split(model)
-    rates = {path: rate for path in params if (rate := tree.match(path, RATES[mode])) is not None}
-    return make_steps(graph, params, task.loss, rates, dict.fromkeys(rates, 0.0), mesh or widest_mesh(4))
-
-
-class Fitted(NamedTuple):
-    scored: Scored
-    params: Params
-
-
-def fitted(steps: Steps, start: Params, lr: float, epochs: int, keep: Any = "lowest_val_loss") -> Fitted:
-    written: list[Params] = []
-    finetuning = Finetuning(
-        task=BINARY,
-        images=IMAGES,
-        labels=LABELS,
-        steps={4: steps},
-        start=lambda seed: start,
-        epochs=epochs,
-        epoch_selection=keep,
-        augment=AugmentConfig(),
-        threads=0,
-        seed=0,
-        write_weights=lambda unit, epoch, params, folder: written.append(params),
-    )
-    scored = finetuning(Unit(1, FOLD, Setting(lr, 4), 0))
-    assert scored.write_weights is not None
-    scored.write_weights(Path())
-    return Fitted(scored, written[0])
+def fitted(
+    steps: Steps, start: Params, lr: float, epochs: int, keep: Literal["lowest_val_loss", "last"] = "lowest_val_loss"
+) -> Fitted:
+    return fit(steps, start, IMAGES, Setting(lr, 4), epochs, keep)
 
 
 def test_the_weights_of_the_best_epoch_are_a_copy_of_their_own() -> None:
     model = classifier()
-    steps, start = steps_of(model), tree.split(model)[1]
-    best, last = (fitted(steps, start, 0.03, 6, keep) for keep in ("lowest_val_loss", "last"))
+    steps, start = steps_of(model, widest_mesh(4)), tree.split(model)[1]
+    best, last = (fitted(steps, start, 0.03, 6, keep) for keep in KEPT)
     losses = [epoch["val_loss"] for epoch in best.scored.history]
     assert best.scored.history == last.scored.history
     assert best.scored.facts["epoch"] == 1 + int(np.argmin(losses)) < 6 == last.scored.facts["epoch"]
@@ -292,7 +263,7 @@ def test_the_initial_weights_stay_for_the_next_setting() -> None:
     model = classifier()
     start = tree.split(model)[1]
     before = {path: np.array(value) for path, value in start.items()}
-    fitted(steps_of(model), start, 1e-2, 1)
+    fitted(steps_of(model, widest_mesh(4)), start, 1e-2, 1)
     for path, value in start.items():
         np.testing.assert_array_equal(value, before[path])
 
@@ -300,7 +271,7 @@ def test_the_initial_weights_stay_for_the_next_setting() -> None:
 @pytest.mark.parametrize("task", [BINARY, Task("multi-class", ("a", "b"))], ids=lambda task: task.kind)
 def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(task: Task) -> None:
     model = classifier(task.outputs)
-    steps, start = steps_of(model, task=task), tree.split(model)[1]
+    steps, start = steps_of(model, widest_mesh(4), task), tree.split(model)[1]
     logits = predict(steps, start, IMAGES, np.arange(4))
     expected = -np.log(task.probabilities(logits)[np.arange(4), LABELS[:4]]).mean()
     batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
@@ -314,7 +285,7 @@ def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(task: Task) -> No
 
 def test_a_frozen_backbone_trains_its_head_alone() -> None:
     model = classifier()
-    steps, start = steps_of(model, mode="frozen"), tree.split(model)[1]
+    steps, start = steps_of(model, widest_mesh(4), mode="frozen"), tree.split(model)[1]
     state = steps.init({path: jnp.copy(value) for path, value in start.items()})
     moments = [leaf.size for leaf in jax.tree.leaves(state.optimizer)]
     assert sum(moments) == 2 + 2 * sum(value.size for path, value in start.items() if path.startswith("head."))

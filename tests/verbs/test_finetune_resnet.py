@@ -4,6 +4,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +15,22 @@ from flax import nnx
 
 from dinojax import create_model, load_model, preprocess, save_model, sharding, tree
 from dinojax.augment.geometry import square
-from dinojax.config.finetune import AugmentConfig, FinetuneConfig
+from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.model import ModelConfig
 from dinojax.data.memory import decode_all
 from dinojax.data.records import read_records
-from dinojax.data.splits import Fold
 from dinojax.errors import UsageError
 from dinojax.models import Preprocessing, ResNet
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import running_statistics
 from dinojax.models.store import load_classifier
-from dinojax.protocols.finetuning import Recipe, Setting, fit, make_steps, predict, probabilities
-from dinojax.tree import Params
+from dinojax.protocols import assembly
+from dinojax.protocols.finetuning import Setting, make_steps, predict
 from dinojax.verbs import finetune, report
+from tests.fitting import BINARY, FOLD, LABELS, fit, make_images, steps_of
 from tests.tasks import TINY, write_task
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 1), dtype=np.uint8)
-LABELS = (np.arange(24) % 2).astype(np.int32)
-FOLD = Fold(train=np.arange(12), val=np.arange(12, 18), test=np.arange(18, 24))
+IMAGES = make_images(32)
 
 
 def tiny(name: str = "resnet50") -> ResNet:
@@ -40,8 +39,8 @@ def tiny(name: str = "resnet50") -> ResNet:
     return model
 
 
-def classifier() -> tuple[nnx.GraphDef, Params]:
-    return tree.split(Classifier(tiny(), 1, 0, False, nnx.Rngs(1)))
+def classifier() -> Classifier:
+    return Classifier(tiny(), 1, 0, False, nnx.Rngs(1))
 
 
 def is_running(path: str) -> bool:
@@ -49,8 +48,9 @@ def is_running(path: str) -> bool:
 
 
 def test_a_step_moves_weights_by_gradients_and_running_statistics_by_the_batch() -> None:
-    graph, start = classifier()
-    steps = make_steps(graph, start, 0.1, sharding.make_mesh(4, devices=1))
+    model = classifier()
+    graph, start = tree.split(model)
+    steps = steps_of(model, sharding.make_mesh(4, devices=1), weight_decay=0.1)
     batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
     state = steps.init(jax.tree.map(jnp.copy, start))
     moments = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(state.optimizer) if leaf.ndim]
@@ -74,17 +74,15 @@ def test_a_step_moves_weights_by_gradients_and_running_statistics_by_the_batch()
 
 def test_devices_change_no_statistics_of_a_batch() -> None:
     """Each of eight devices has one image: normalised by those of a device alone, it would be another model."""
-    graph, start = classifier()
-    recipe = Recipe(2, "last", 32, AugmentConfig(), threads=0)
+    model = classifier()
+    start = tree.split(model)[1]
     one, eight = (
-        fit(
-            make_steps(graph, start, 0.0, sharding.make_mesh(8, 1, devices)),
-            *(start, IMAGES, LABELS, FOLD, Setting(1e-4, 8), recipe, 0, lambda: None, lambda epoch, loss: None),
-        )
+        fit(steps_of(model, sharding.make_mesh(8, 1, devices)), start, IMAGES, Setting(1e-4, 8), 2, "last")
         for devices in (1, 8)
     )
-    np.testing.assert_allclose(one.history, eight.history, rtol=1e-4)
-    np.testing.assert_allclose(one.test_scores, eight.test_scores, atol=1e-4)
+    for before, after in zip(one.scored.history, eight.scored.history, strict=True):
+        np.testing.assert_allclose(list(before.values()), list(after.values()), rtol=1e-4)
+    np.testing.assert_allclose(one.scored.test, eight.scored.test, atol=1e-4)
     for path, value in one.params.items():
         if is_running(path):
             np.testing.assert_allclose(value, eight.params[path], rtol=1e-3, atol=1e-5)
@@ -93,14 +91,32 @@ def test_devices_change_no_statistics_of_a_batch() -> None:
 
 def test_the_best_epoch_is_kept_with_its_own_running_statistics() -> None:
     """At a learning rate that spoils the later epochs, what was kept must predict what it predicted then."""
-    graph, start = classifier()
-    steps = make_steps(graph, start, 0.0, sharding.make_mesh(4, devices=1))
-    recipe = Recipe(6, "lowest_val_loss", 32, AugmentConfig(), threads=0)
-    kept = fit(steps, start, IMAGES, LABELS, FOLD, Setting(0.02, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
-    assert kept.epoch < recipe.epochs
-    assert kept.val_loss == min(loss for _, loss in kept.history)
-    found = probabilities(predict(steps, kept.params, IMAGES, FOLD.val))
-    np.testing.assert_allclose(found, kept.val_scores, atol=1e-6)
+    model = classifier()
+    steps = steps_of(model, sharding.make_mesh(4, devices=1))
+    kept = fit(steps, tree.split(model)[1], IMAGES, Setting(0.02, 4), 6)
+    assert kept.scored.facts["epoch"] < 6
+    assert kept.scored.facts["val_loss"] == min(epoch["val_loss"] for epoch in kept.scored.history)
+    found = BINARY.probabilities(predict(steps, kept.params, IMAGES, FOLD.val))
+    np.testing.assert_allclose(found, kept.scored.val, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen_batchnorm", ["inference", "train"])
+def test_batchnorm_of_a_frozen_backbone(frozen_batchnorm: Literal["inference", "train"]) -> None:
+    """As Keras, running statistics are used and stay; as PyTorch scripts, the batch's, and the running ones move."""
+    config = FinetuneConfig("data", "out", mode="frozen", frozen_batchnorm=frozen_batchnorm, batch_sizes=(4,))
+    backbone = tiny()
+    backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=32)
+    model, rates = assembly.make_classifier(config, backbone, BINARY)
+    assert rates.keys() == {path for path in tree.split(model)[1] if path.startswith("head.")}
+    graph, start = tree.split(model)
+    steps = make_steps(graph, start, BINARY.loss, rates, dict.fromkeys(rates, 0.0), sharding.make_mesh(4, devices=1))
+    batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
+    state, loss = steps.train(steps.init(jax.tree.map(jnp.copy, start)), batch, 1e-3)
+    moved = {path for path, value in start.items() if np.abs(np.asarray(state.params[path]) - value).max() > 0}
+    assert {path for path in moved if not is_running(path)} == rates.keys()
+    assert any(map(is_running, moved)) == (frozen_batchnorm == "train")
+    inference = BINARY.validation_loss(predict(steps, start, IMAGES, np.arange(4)), LABELS[:4])
+    assert (float(loss) == pytest.approx(inference, rel=1e-5)) == (frozen_batchnorm == "inference")
 
 
 @pytest.mark.parametrize(("name", "normalisation"), [("resnet50", "none"), ("resnet50_keras", "checkpoint")])
@@ -113,14 +129,13 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
     command += ["--normalisation", normalisation, "--lrs", "[1e-3]", "--batch_sizes", "[4]", "--epochs", "1"]
     finetune.main([*command, "--folds", "3"])
     results = json.loads((out / "results.json").read_text())
-    assert results["classifier"] == {"hidden": 8, "renormalise": False}
+    assert results["recipe"]["head"] == "hidden 8"
     used = dataclasses.replace(model.preprocessing, size=32)
     if normalisation == "none":
         used = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    assert results["preprocessing"] == json.loads(json.dumps(dataclasses.asdict(used)))
 
     report.main([str(out), "--out", str(tmp_path / "report")])
-    assert f"{name}, width 32, blocks 1-1, channels 3" in (tmp_path / "report" / "report.md").read_text()
+    assert f"{name} (blocks 1–1, filters 4–8, stem 8)" in (tmp_path / "report" / "report.md").read_text()
 
     fitted, backbone = load_classifier(out / "models" / "fold_1"), load_model(out / "models" / "fold_1")
     assert backbone.preprocessing == fitted.backbone.preprocessing == used
@@ -144,12 +159,13 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
 def test_a_resnet_by_name_and_images_too_small_for_it(tmp_path: Path) -> None:
     model = ModelConfig("resnet50", layer_scale=None)
     config = partial(FinetuneConfig, str(tmp_path), str(tmp_path / "run"), model=model)
-    made = nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=100)))
+    made = nnx.eval_shape(lambda: assembly.make_backbone(config(image_size=100)))
     assert (made.name, made.width, made.preprocessing.size) == ("resnet50", 2048, 100)
     with pytest.raises(UsageError, match="image_size 28: height and width must be 32 or more, got 28×28"):
-        nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=28)))
+        nnx.eval_shape(lambda: assembly.make_backbone(config(image_size=28)))
+    small = config(image_size=32, batch_sizes=(1, 8))
     with pytest.raises(UsageError, match="batch_sizes 1 at image_size 32: BatchNorm has one value a channel"):
-        nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=32, batch_sizes=(1, 8))))
+        nnx.eval_shape(lambda: assembly.make_classifier(small, assembly.make_backbone(small), BINARY)[0])
     command = [*TINY, "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--model.name", "resnet50"]
     with pytest.raises(UsageError, match="model resnet50 has no argument depth, heads, image_size, width"):
         finetune.main(command)
