@@ -18,7 +18,7 @@ T = TypeVar("T")
 Params = dict[str, jax.Array]
 
 
-def split(module: nnx.Module) -> tuple[nnx.GraphDef, Params]:
+def split(module: object) -> tuple[nnx.GraphDef, Params]:
     """A module as its static graph and its variables, a flat dict from dotted path to array."""
     graph, state = nnx.split(module)
     return graph, {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}

@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from benchmarking import against, interleaved, machine, table
 from flax import nnx
-from published_models import load_backbone, load_resnet, torch
+from published_models import load_published, torch
 
 import dinojax
 from dinojax import sharding, tree
-from dinojax.models import Model, ResNet
-from dinojax.models.resnet import fold
-from dinojax.protocols.features import chunked, images_per_chunk
+from dinojax.models import Backbone
+from dinojax.protocols.features import chunked
 
 TARGETS = {"vits14": {1: 1.7, 8: 2.0, 32: 2.0}, "resnet50": {8: 1.15}}  # against eager, on a CPU
 COMPILED_TARGETS = {"vits14": {8: 1.0}}
@@ -50,10 +49,7 @@ def main() -> None:
 
     model = dinojax.create_model(arguments.model, nnx.Rngs(0))
     params = {path: np.asarray(value) for path, value in tree.split(model)[1].items()}
-    loaded = (
-        load_resnet(model.arguments, params) if isinstance(model, ResNet) else load_backbone(model.arguments, params)
-    )
-    published = loaded.eval().to(device, getattr(torch, dtype))
+    published = load_published(model.arguments, params).eval().to(device, getattr(torch, dtype))
     rows = []
     for batch in arguments.batch:
         images = np.random.default_rng(batch).standard_normal((batch, SIZE, SIZE, 3), dtype=np.float32)
@@ -64,7 +60,7 @@ def main() -> None:
         compare(contenders["dinojax"](), contenders["torch eager"](), 5e-2 if arguments.bfloat16 else 1e-4)
         if not arguments.no_compile:
             try:
-                last = isinstance(model, ResNet)  # what suits convolutions best
+                last = arguments.model == "resnet50"  # what suits convolutions best
                 layout = torch.channels_last if last else torch.contiguous_format
                 compiled = Published(compile_frozen(copy.deepcopy(published).to(memory_format=layout)), images, last)
                 compiled()
@@ -83,8 +79,8 @@ def main() -> None:
 class Ours:
     """The program of `dinojax.protocols.features.extract` on images that are normalised."""
 
-    def __init__(self, model: Model, images: np.ndarray, dtype: str) -> None:
-        graph, params = tree.split(fold(model) if isinstance(model, ResNet) else model)
+    def __init__(self, model: Backbone, images: np.ndarray, dtype: str) -> None:
+        graph, params = tree.split(model.for_inference())
 
         def forward(params: tree.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
             features = tree.merge(graph, params)(images)
@@ -93,7 +89,7 @@ class Ours:
         mesh = sharding.widest_mesh(len(images))
         params = {path: value.astype(dtype) for path, value in params.items()}
         self.params = jax.device_put(params, sharding.replicated(mesh))
-        self.run = jax.jit(chunked(forward, mesh, images_per_chunk(model, *images.shape[1:3])))
+        self.run = jax.jit(chunked(forward, mesh, model.images_per_chunk(*images.shape[1:3])))
         self.images = jax.device_put(jnp.asarray(images, dtype), sharding.batch_sharding(mesh))
 
     def __call__(self) -> tuple[np.ndarray, ...]:

@@ -18,8 +18,9 @@ from flax import nnx
 import dinojax
 from dinojax.augment.classification import eval_transform
 from dinojax.data import pipeline
-from dinojax.data.sources import ImageSource, Records, read_records
-from dinojax.models import Model
+from dinojax.data.records import Records, read_records
+from dinojax.data.sources import ImageSource
+from dinojax.models import Backbone
 from dinojax.protocols.features import extract
 from dinojax.protocols.knn import accuracy, knn_majority, knn_weighted
 from dinojax.protocols.pixels import grey_pixels, logistic_scores
@@ -75,12 +76,12 @@ def split(records: Records) -> tuple[np.ndarray, np.ndarray, int]:
     return np.array(train), np.array(kept), len(test) - len(kept)
 
 
-def create(seed: int) -> Model:
+def create(seed: int) -> Backbone:
     return dinojax.create_model("vitt14", rngs=nnx.Rngs(seed), depth=6, image_size=SIZE, channels=1)
 
 
 def features(
-    model: Model, records: Records, train: np.ndarray, test: np.ndarray
+    model: Backbone, records: Records, train: np.ndarray, test: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     source = ImageSource(records, channels=1)
     batches = pipeline.evaluation_batches(source, lambda element: eval_transform(element, SIZE), batch_size=50)

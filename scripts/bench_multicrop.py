@@ -30,7 +30,9 @@ from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import ImageSource, Records, check_headers, read_records
+from dinojax.data.decode import check_headers
+from dinojax.data.records import Records, read_records
+from dinojax.data.sources import ImageSource
 from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 PRESET = Path(__file__).parents[1] / "configs" / "pretrain" / "medidino_code.yaml"

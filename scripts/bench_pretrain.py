@@ -27,19 +27,20 @@ import numpy as np
 from benchmarking import against, interleaved, machine, table
 from flax import nnx
 
-import dinojax
 from dinojax.__main__ import HUGE_PAGES
 from dinojax.config.pretrain import LossConfig, OptimConfig, TeacherConfig
-from dinojax.dino import masking
 from dinojax.dino import state as states
+from dinojax.dino.masking import MaskPlan
 from dinojax.dino.step import make_train_step
-from dinojax.models import VisionTransformer
+from dinojax.dino.timeline import Timeline
+from dinojax.models import VisionTransformer, create_transformer
 from dinojax.models.heads import DINOHead
 
 TARGETS = {0.0: 1.5, 0.3: 1.4}  # on a CPU
 MEMORY_TARGET = 1.5
 GPU_TARGET = 1.3
 STEPS, PROTOTYPES, PATCHES = 1000, 65536, 256
+TIMELINE = Timeline(STEPS, lr_warmup=STEPS // 10, temperature_warmup=STEPS * 3 // 10)
 SIDES = ("torch", "dinojax", "compiled")
 
 
@@ -158,10 +159,14 @@ def peak_memory(name: str) -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
+def mask_plan(batch: int) -> MaskPlan:
+    return MaskPlan(2 * batch, (16, 16), 0.5, (0.1, 0.5))
+
+
 def make_batch(batch: int) -> dict[str, np.ndarray]:
     """Noise in the place of normalised images, image-major, and iBOT's masks."""
     rng = np.random.default_rng(0)
-    masks = masking.draw(rng, 2 * batch, (16, 16), 0.5, (0.1, 0.5))
+    masks = mask_plan(batch).draw(rng)
     return {
         "globals": rng.standard_normal((batch, 2, 224, 224, 3), dtype=np.float32),
         "locals": rng.standard_normal((batch, 8, 98, 98, 3), dtype=np.float32),
@@ -170,7 +175,7 @@ def make_batch(batch: int) -> dict[str, np.ndarray]:
 
 
 def make_model(drop_path: float) -> tuple[VisionTransformer, states.Graphs, dict[str, jax.Array]]:
-    backbone = dinojax.create_model("vits14", nnx.Rngs(0), drop_path=drop_path, drop_path_uniform=True)
+    backbone = create_transformer("vits14", nnx.Rngs(0), drop_path=drop_path, drop_path_uniform=True)
     head = DINOHead(backbone.width, PROTOTYPES, 2048, 256, 3, nnx.Rngs(1))
     return backbone, *states.split_modules(backbone, {"dino_head": head})
 
@@ -181,9 +186,9 @@ class Ours:
     def __init__(self, options: argparse.Namespace, drop_path: float) -> None:
         backbone, graphs, params = make_model(drop_path)
         optim, teacher = OptimConfig(), TeacherConfig()
-        schedules = states.make_schedules(STEPS, 100, options.batch, optim, teacher)
-        optimizer = states.make_optimizer(params, backbone.arguments.depth, schedules, optim, frozen_steps=0)
-        bound = masking.bound(2 * options.batch, PATCHES, 0.5, (0.1, 0.5))
+        schedules = states.make_schedules(TIMELINE, options.batch, optim, teacher)
+        optimizer = states.make_optimizer(params, backbone.arguments.depth, schedules, TIMELINE, optim)
+        bound = mask_plan(options.batch).bound
         dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
         logged = np.arange(STEPS) % 10 == 9  # as the presets have it
         made = make_train_step(graphs, optimizer, schedules, LossConfig(), bound, dtype=dtype, logged=logged)
@@ -225,7 +230,7 @@ def published(options: argparse.Namespace, drop_path: float, compiled: bool = Fa
     given = [crops("globals"), crops("locals"), torch.from_numpy(batch["masks"].swapaxes(0, 1).reshape(-1, PATCHES))]
     given = [tensor.to(device) for tensor in given]
     optim, teacher = OptimConfig(), TeacherConfig()
-    schedules = states.make_schedules(STEPS, 100, options.batch, optim, teacher)
+    schedules = states.make_schedules(TIMELINE, options.batch, optim, teacher)
     taken = 0
 
     def run() -> dict[str, float]:

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 from dinojax import tree
-from dinojax.models import Model, create_model
+from dinojax.models import Backbone, create_model
 from dinojax.models.store import save_model
 from weights_convert import writers
 
@@ -88,7 +88,7 @@ def compare(case: Case, seed: int) -> list[tuple[int, float, str]]:
     return results
 
 
-def seeded(name: str, seed: int) -> Model:
+def seeded(name: str, seed: int) -> Backbone:
     """A model in which every parameter is random, so that two of them put in each other's place would show."""
     graph, params = tree.split(create_model(name, nnx.Rngs(seed)))
     random = np.random.RandomState(seed)
@@ -109,7 +109,7 @@ def _drawn(path: str, shape: tuple[int, ...], random: np.random.RandomState) -> 
     return 0.2 * x  # tokens, positions, LayerScale
 
 
-def _features(model: Model, x: jax.Array, tokens: bool) -> np.ndarray:
+def _features(model: Backbone, x: jax.Array, tokens: bool) -> np.ndarray:
     """All tokens in the order of the published models, or the pooled features."""
     features = jax.jit(lambda x: model(x))(x)
     if not tokens:

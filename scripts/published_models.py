@@ -19,7 +19,7 @@ try:
 except ImportError:
     sys.exit("this benchmark compares with PyTorch, which is not installed: pip install -e '.[bench]'")
 
-from dinojax.models import ResNetArguments, ViTArguments
+from dinojax.models import Arguments, ResNetArguments, ViTArguments
 from weights_convert import mapping, tables
 
 
@@ -192,6 +192,13 @@ def load_resnet(arguments: ResNetArguments, params: Mapping[str, np.ndarray]) ->
     model = ResNet50(arguments)
     model.load_state_dict(state_dict(params, tables.torchvision_table(arguments.blocks)))
     return model
+
+
+def load_published(arguments: Arguments, params: Mapping[str, np.ndarray]) -> nn.Module:
+    """The published model of these arguments with dinojax's parameters."""
+    if isinstance(arguments, ResNetArguments):
+        return load_resnet(arguments, params)
+    return load_backbone(arguments, params)
 
 
 def state_dict(params: Mapping[str, np.ndarray], table: mapping.Table) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Schedules and parameter groups against the published code's."""
 
 import json
+from typing import Any
 
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -10,6 +10,8 @@ import dinojax
 from dinojax import optim, schedules, tree
 from dinojax.config.pretrain import OptimConfig, TeacherConfig
 from dinojax.dino.state import make_schedules
+from dinojax.dino.timeline import Timeline, make_timeline
+from dinojax.errors import UsageError
 from tests import goldens_reader as goldens
 from tests import rebuilt
 from weights_convert import tables
@@ -46,19 +48,49 @@ def test_golden_head_groups() -> None:
     assert decays == {path: golden[name][1] for path, name in paths.items()}
 
 
+def lay_out(**given: Any) -> Timeline:
+    """Of 10,240 images in batches of 256, 100 epochs by default."""
+    settings: dict[str, Any] = {"batch_size": 256, "epochs": 100, "steps": None, "steps_per_epoch": None}
+    settings |= {"head_warmup": 0, "optim": OptimConfig(), "teacher": TeacherConfig()}
+    return make_timeline(10_240, **(settings | given))
+
+
+def test_an_epoch_is_a_pass_or_as_long_as_configured() -> None:
+    assert lay_out() == Timeline(4000, 40, 0, 400, 1200, 40)
+    assert lay_out(steps_per_epoch=10) == Timeline(1000, 10, 0, 100, 300, 10)
+
+
+def test_the_schedules_come_after_the_heads_warmup() -> None:
+    """The rest of the run is what the epochs are stretched over; the learning rate is at its peak before."""
+    timeline = lay_out(steps=250, head_warmup=50)
+    assert timeline == Timeline(250, 40, 50, 20, 60, 2)
+    assert timeline.warmup == 70
+    lr = make_schedules(timeline, 1024, OptimConfig(lr=1.0), TeacherConfig()).lr
+    assert set(lr[:50]) == {1.0}
+    assert lr[50] == 0
+    assert lr[69] == 1.0
+    with pytest.raises(UsageError, match="head_warmup_steps 250 leave none of the 250 steps"):
+        lay_out(steps=250, head_warmup=250)
+    with pytest.raises(UsageError, match=r"epochs 0\.001 make no step"):
+        lay_out(epochs=0.001)
+
+
 def test_a_run_of_other_length_stretches_its_warmups() -> None:
     config, teacher = OptimConfig(lr=1.0, lr_scaling="none", warmup_epochs=10), TeacherConfig()
-    short = make_schedules(200, epochs=100, batch_size=256, optim=config, teacher=teacher)
+    timeline = lay_out(steps=200)
+    assert timeline == Timeline(200, steps_per_epoch=40, lr_warmup=20, temperature_warmup=60, frozen_prototypes=2)
+    short = make_schedules(timeline, batch_size=256, optim=config, teacher=teacher)
     assert len(short.lr) == 200
     assert short.lr[0] == 0
-    assert int(np.argmax(short.lr)) in (19, 20)
+    assert short.lr[19] == short.lr.max()
+    assert timeline.warmup == 20
     assert short.teacher_temp[59] == pytest.approx(0.07)
     assert short.teacher_temp[58] < 0.07
 
 
 def test_learning_rate_follows_the_square_root_of_the_batch() -> None:
     peaks = [
-        make_schedules(100, 10, batch, OptimConfig(lr=2e-4, warmup_epochs=1), TeacherConfig()).lr.max()
+        make_schedules(Timeline(100, lr_warmup=10), batch, OptimConfig(lr=2e-4), TeacherConfig()).lr.max()
         for batch in (1024, 256)
     ]
     assert peaks == pytest.approx([2e-4, 1e-4])

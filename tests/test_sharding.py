@@ -12,7 +12,7 @@ from dinojax.dino import masking
 from dinojax.dino import state as states
 from dinojax.dino.step import Batch, make_train_step
 from dinojax.errors import UsageError
-from dinojax.models import VisionTransformer, arguments_of
+from dinojax.models import create_transformer
 from dinojax.models.heads import DINOHead
 from tests.dino import test_step_goldens
 
@@ -35,9 +35,9 @@ def run(
     """Five steps of the goldens' seeded model, with drop path and a head of its own for iBOT."""
     drop = {"drop_path": 0.3, "drop_path_uniform": False}
     _, params = test_step_goldens.modules()
-    arguments = arguments_of("vitt14", width=32, depth=2, heads=2, image_size=70, **drop)
+    backbone = create_transformer("vitt14", nnx.Rngs(0), width=32, depth=2, heads=2, image_size=70, **drop)
     heads = {name: DINOHead(32, 128, 48, 16, 3, nnx.Rngs(1)) for name in ("dino_head", "ibot_head")}
-    graphs, fresh = states.split_modules(VisionTransformer("vitt14", arguments, nnx.Rngs(0)), heads)
+    graphs, fresh = states.split_modules(backbone, heads)
     params = fresh | params
     schedules = states.make_schedules(5, 5, 8, OptimConfig(lr=1e-3, warmup_epochs=1), TeacherConfig())
     optimizer = states.make_optimizer(params, 2, schedules, OptimConfig(), frozen_steps=1)
@@ -108,16 +108,16 @@ def test_vitg14_needs_a_fraction_of_the_memory_with_fsdp() -> None:
 
 def compiled_memory(devices: int) -> int:
     """Bytes a device that the compiler reports for a pre-training step of ViT-g/14 on 8 images."""
-    arguments, head = arguments_of("vitg14", image_size=224, loop_blocks=True), HeadConfig()
+    head = HeadConfig()
     backbone, made = nnx.eval_shape(
         lambda: (
-            VisionTransformer("vitg14", arguments, nnx.Rngs(0)),
-            DINOHead(arguments.width, head.prototypes, head.hidden, head.bottleneck, head.layers, nnx.Rngs(1)),
+            create_transformer("vitg14", nnx.Rngs(0), image_size=224, loop_blocks=True),
+            DINOHead(1536, head.prototypes, head.hidden, head.bottleneck, head.layers, nnx.Rngs(1)),
         )
     )
     graphs, params = states.split_modules(backbone, {"dino_head": made})
     schedules = states.make_schedules(10, 10, 8, OptimConfig(), TeacherConfig())
-    optimizer = states.make_optimizer(params, arguments.depth, schedules, OptimConfig(), frozen_steps=1)
+    optimizer = states.make_optimizer(params, backbone.arguments.depth, schedules, OptimConfig(), frozen_steps=1)
     state = jax.eval_shape(lambda params: states.init_state(graphs, params, optimizer), params)
     mesh = sharding.make_mesh(8, fsdp=0, devices=devices)
     placed = sharding.state_sharding(mesh, state)

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import json
 import math
 import os
 import signal
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from dinojax.errors import RunError, UsageError
-from dinojax.models.store import read_description, write_arrays, write_model
+from dinojax.models.arrays import write_arrays
+from dinojax.models.store import read_description, write_model
+from dinojax.runs.files import write_json
 from weights_convert import inspection, readers, writers
 from weights_convert.backbones import Converted
 from weights_convert.layouts import linear_head_fits, recognise_source
@@ -59,18 +60,15 @@ def convert_file(
         origin["part"] = part
     if directory.resolve() == Path.cwd():  # it would be replaced under the user's feet
         raise UsageError(f"{directory} is the current directory; name one to make")
-    try:
-        write_model(
-            directory.resolve(),
-            converted.name,
-            converted.arguments,
-            converted.params,
-            converted.preprocessing,
-            source=origin,
-            extra=converted.heads,
-        )
-    except OSError as error:
-        raise RunError(f"{directory}: cannot be written: {error}") from None
+    write_model(
+        directory,
+        converted.name,
+        converted.arguments,
+        converted.params,
+        converted.preprocessing,
+        source=origin,
+        extra=converted.heads,
+    )
     return converted
 
 
@@ -90,16 +88,12 @@ def _write_linear_head(converted: Converted, origin: dict[str, str], directory: 
     if path.exists():
         raise UsageError(f"{path} exists already; remove it to put in another")
     description["linear_head"] = {**origin, "blocks": blocks}
-    partial = directory / ".model.json.partial"
+    write_arrays(path, converted.heads["linear_head"])
     try:
-        partial.write_text(json.dumps(description, indent=2) + "\n")
-        write_arrays(path, converted.heads["linear_head"])
-        partial.replace(directory / "model.json")
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise RunError(f"cannot be written to {directory}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        write_json(directory / "model.json", description)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:

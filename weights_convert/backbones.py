@@ -13,8 +13,8 @@ from flax import nnx
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import ARGUMENTS, Arguments, Preprocessing, ViTArguments, arguments_of, build
+from dinojax.models.arrays import LazyArrays
 from dinojax.models.preprocessing import imagenet_preprocessing
-from dinojax.models.store import LazyArrays
 from weights_convert import huggingface, tables
 from weights_convert.mapping import Table, to_ours
 

@@ -10,7 +10,7 @@ import numpy as np
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import ViTArguments
-from dinojax.models.store import LazyArrays
+from dinojax.models.arrays import LazyArrays
 from weights_convert import huggingface, tables
 from weights_convert.backbones import IMAGENET, IMAGENET_KERAS, RESNETS, Converted, Tensors, resnet, vit
 from weights_convert.mapping import to_ours

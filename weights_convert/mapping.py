@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from dinojax.errors import RunError
-from dinojax.models.store import LazyArrays
+from dinojax.models.arrays import LazyArrays
 
 Kind = Literal["same", "linear", "conv", "column", "grid", "counter"]
 

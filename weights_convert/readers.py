@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dinojax.errors import RunError, UsageError
-from dinojax.models.store import map_arrays
+from dinojax.models.arrays import map_arrays
 from weights_convert import keras, pytorch
 from weights_convert.pickles import SHARDED
 

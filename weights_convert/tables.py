@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinojax.errors import RunError
-from dinojax.models.store import LazyArrays
+from dinojax.models.arrays import LazyArrays
 from weights_convert.mapping import Row, Table, to_ours
 
 

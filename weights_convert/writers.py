@@ -1,8 +1,6 @@
 """Writes a model directory in the layout of another library, so that what was trained here can be carried back."""
 
 import dataclasses
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,9 +8,10 @@ from typing import Literal, get_args
 import numpy as np
 
 from dinojax import tree
-from dinojax.errors import RunError, UsageError
+from dinojax.errors import UsageError
 from dinojax.models import Arguments, Preprocessing, ResNetArguments, ViTArguments, store
-from dinojax.models.store import LazyArrays
+from dinojax.models.arrays import LazyArrays, write_arrays
+from dinojax.runs.files import replacing_directory, write_json
 from weights_convert import huggingface, tables
 from weights_convert.backbones import PUBLISHED_HEADS, check_model, usual_preprocessing
 from weights_convert.mapping import Table, to_theirs
@@ -57,15 +56,11 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
         raise UsageError(f"{destination}: what is written is a safetensors file; let its name end in .safetensors")
     stored = read_checked(directory)
     table = _table(to, stored)
-    try:
-        tensors = _tensors(stored, table)
-        if to == "hf" and isinstance(stored.arguments, ViTArguments):
-            _write_folder(destination, tensors, stored.arguments, stored.preprocessing)
-        else:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            store.write_arrays(destination, tensors, _METADATA)
-    except OSError as error:
-        raise RunError(f"{destination} cannot be written: {error.strerror or error}") from None
+    tensors = _tensors(stored, table)
+    if to == "hf" and isinstance(stored.arguments, ViTArguments):
+        _write_folder(destination, tensors, stored.arguments, stored.preprocessing)
+    else:
+        write_arrays(destination, tensors, _METADATA)
     return [*_lost(to, stored, table), *_lost_settings(to, stored.arguments, stored.preprocessing)]
 
 
@@ -76,7 +71,7 @@ def read_checked(directory: Path) -> Stored:
       UsageError: it is no model directory.
       RunError: it cannot be read, or holds another model; the message lists the whole difference.
     """
-    description, name, arguments, preprocessing = store.described(directory)
+    description, name, arguments, preprocessing = store.read_checked_description(directory)
     params = store.read_params(directory)
     heads = sorted(path.stem for path in directory.glob("*.safetensors") if path.stem != "params")
     if "classifier" in description:
@@ -158,16 +153,7 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
 
 def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:
     """A folder that transformers' `from_pretrained` reads."""
-    partial = store.partial_path(folder)
-    partial.mkdir(parents=True)
-    try:
-        store.write_arrays(partial / "model.safetensors", tensors, _METADATA)
-        for name, contents in (
-            ("config.json", huggingface.config_of(arguments)),
-            ("preprocessor_config.json", huggingface.preprocessor_of(preprocessing)),
-        ):
-            (partial / name).write_text(json.dumps(contents, indent=2) + "\n")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with replacing_directory(folder) as partial:
+        write_arrays(partial / "model.safetensors", tensors, _METADATA)
+        write_json(partial / "config.json", huggingface.config_of(arguments))
+        write_json(partial / "preprocessor_config.json", huggingface.preprocessor_of(preprocessing))

@@ -18,14 +18,14 @@ def train_transform(element: Element, rng: np.random.Generator, size: int, confi
 
     Args:
       element: `image` uint8 [H, W, C], `label` and `index`.
-      rng: makes the draws, always the same number before the crop.
+      rng: of the draws, of which there are always as many before the crop.
       size: side of the result, in pixels.
       config: ranges.
 
     Returns:
       `image` uint8 [size, size, C], `label` and `index`.
     """
-    image = geometry.resize(element["image"], (size, size), geometry.BILINEAR)
+    image = geometry.square(element["image"], size)
     image = geometry.rotate(image, rng.uniform(-config.rotation, config.rotation))
     if rng.random() < config.horizontal_flip:
         image = geometry.horizontal_flip(image)
@@ -38,4 +38,4 @@ def train_transform(element: Element, rng: np.random.Generator, size: int, confi
 
 def eval_transform(element: Element, size: int) -> Element:
     """The image resized, bilinearly and to a square, to uint8 [size, size, C]; the rest of the element as it is."""
-    return {**element, "image": geometry.resize(element["image"], (size, size), geometry.BILINEAR)}
+    return {**element, "image": geometry.square(element["image"], size)}

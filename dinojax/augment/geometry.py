@@ -36,7 +36,7 @@ def crop_box(
     """Draws the box of a random resized crop, as torchvision's `RandomResizedCrop.get_params`.
 
     Args:
-      rng: gives area, aspect, top and left.
+      rng: draws area, aspect, top and left.
       height, width: of the image.
       scale: range of the box's share of the image's area.
       ratio: range of width / height, drawn uniformly in its logarithm.
@@ -57,7 +57,7 @@ def crop_box(
 
 
 def cut(image: Image.Image, box: Box, size: int, resample: Image.Resampling = BICUBIC) -> Image.Image:
-    """Cuts a box out and then resizes it to a square of `size` pixels; resizing never reads outside the box."""
+    """Crops a box and then resizes it to a square of `size` pixels; the resize reads no pixel outside the box."""
     top, left, height, width = box
     return image.crop((left, top, left + width, top + height)).resize((size, size), resample)
 
@@ -76,13 +76,21 @@ def random_resized_crop(
     return to_array(cut(to_pil(image), box, size, resample))
 
 
-def resize(image: np.ndarray, size: int | tuple[int, int], resample: Image.Resampling = BICUBIC) -> np.ndarray:
-    """Resizes to (height, width), or the shorter side to `size` and the longer in proportion, truncated."""
+def grey(image: np.ndarray) -> np.ndarray:
+    """Luminance (ITU-R 601-2), uint8 [H, W, 1]; a grey image stays as it is."""
+    return image if image.shape[2] == 1 else to_array(to_pil(image).convert("L"))
+
+
+def square(image: np.ndarray, size: int, resample: Image.Resampling = BILINEAR) -> np.ndarray:
+    """Resizes to uint8 [size, size, C], whatever the aspect."""
+    return to_array(to_pil(image).resize((size, size), resample))
+
+
+def resize_shorter(image: np.ndarray, size: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
+    """Resizes the shorter side to `size` and the longer in proportion, truncated to whole pixels."""
     height, width = image.shape[:2]
-    if isinstance(size, int):
-        short = min(height, width)
-        size = (int(size * height / short), int(size * width / short))
-    return to_array(to_pil(image).resize((size[1], size[0]), resample))
+    short = min(height, width)
+    return to_array(to_pil(image).resize((int(size * width / short), int(size * height / short)), resample))
 
 
 def center_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -99,7 +107,7 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 def resize_center_crop(image: np.ndarray, resize_to: int, crop: int) -> np.ndarray:
     """Shorter side to `resize_to`, then the central square: the usual evaluation view, uint8 [crop, crop, C]."""
-    return center_crop(resize(image, resize_to), crop)
+    return center_crop(resize_shorter(image, resize_to), crop)
 
 
 def horizontal_flip(image: np.ndarray) -> np.ndarray:
@@ -113,7 +121,7 @@ def vertical_flip(image: np.ndarray) -> np.ndarray:
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-    """Turns counter-clockwise about the centre, nearest neighbour, zeros outside: torchvision's default."""
+    """Rotates counter-clockwise about the centre, nearest neighbour, zeros outside: torchvision's default."""
     return to_array(to_pil(image).rotate(degrees, Image.Resampling.NEAREST))
 
 
@@ -124,7 +132,7 @@ def shear(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def shift(image: np.ndarray, right: int, down: int) -> np.ndarray:
-    """Moves by whole pixels, zeros where nothing comes in."""
+    """Moves by whole pixels, with zeros where nothing moves in."""
     return _affine(image, (1, 0, -right, 0, 1, -down))
 
 

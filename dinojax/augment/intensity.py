@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from dinojax.config.pretrain import PhotometryConfig
+
 # ITU-R 601-2, PIL's conversion to grey.
 _LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -147,38 +149,28 @@ def _blend_by_number(image: jax.Array, operation: jax.Array, factor: jax.Array) 
 
 
 def augment(
-    image: jax.Array,
-    key: jax.Array,
-    *,
-    jitter: float = 0.8,
-    brightness: float = 0.4,
-    contrast: float = 0.4,
-    saturation: float = 0.2,
-    hue: float = 0.1,
-    grayscale: float = 0.2,
-    blur: float = 0.0,
-    blur_sigma: tuple[float, float] = (0.1, 2.0),
-    solarization: float = 0.0,
+    image: jax.Array, key: jax.Array, photometry: PhotometryConfig, *, blur: float = 0.0, solarization: float = 0.0
 ) -> jax.Array:
     """One view's intensities: colour jitter, grayscale, blur, solarisation, in this order (DINOv2, section 5 and code).
 
     Args:
       image: float32 [C, H, W] in [0, 1].
       key: makes all draws.
-      jitter, grayscale, blur, solarization: probabilities that each is applied.
-      brightness, contrast, saturation, hue: see `color_jitter`.
-      blur_sigma: range of the blur's sigma, in pixels.
+      photometry: strengths, and the probabilities of jitter and grayscale.
+      blur, solarization: this view's probabilities; those in `photometry` are not read.
     """
     jitter_key, own_key = jax.random.split(key)
     *chances, width = jax.random.uniform(own_key, (5,))
     colour = image.shape[0] == 3
-    if jitter > 0:
-        jittered = color_jitter(image, jitter_key, brightness, contrast, saturation, hue)
-        image = jnp.where(chances[0] < jitter, jittered, image)
-    if grayscale > 0 and colour:
-        image = jnp.where(chances[1] < grayscale, to_grayscale(image), image)
+    if photometry.jitter > 0:
+        spans = (photometry.brightness, photometry.contrast, photometry.saturation, photometry.hue)
+        jittered = color_jitter(image, jitter_key, *spans)
+        image = jnp.where(chances[0] < photometry.jitter, jittered, image)
+    if photometry.grayscale > 0 and colour:
+        image = jnp.where(chances[1] < photometry.grayscale, to_grayscale(image), image)
     if blur > 0:
-        sigma = blur_sigma[0] + width * (blur_sigma[1] - blur_sigma[0])
+        low, high = photometry.blur_sigma
+        sigma = low + width * (high - low)
         image = jnp.where(chances[2] < blur, gaussian_blur(image, sigma), image)
     if solarization > 0:
         image = jnp.where(chances[3] < solarization, solarize(image), image)

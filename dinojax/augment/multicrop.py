@@ -1,6 +1,5 @@
 """DINOv2's views of an image: crops on the host (uint8), intensities on the device (float32)."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,29 +84,16 @@ def augment_views(
         raise ValueError(f"mean {mean} and std {std} are not of {channels} channels")
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
 
-    def one(
-        image: jax.Array, image_key: jax.Array, number: jax.Array, *, blur: float, solarization: float = 0.0
-    ) -> jax.Array:
-        augmented = intensity.augment(
-            jnp.moveaxis(image, -1, 0).astype(jnp.float32) / 255,
-            jax.random.fold_in(image_key, number),
-            jitter=photometry.jitter,
-            brightness=photometry.brightness,
-            contrast=photometry.contrast,
-            saturation=photometry.saturation,
-            hue=photometry.hue,
-            grayscale=photometry.grayscale,
-            blur=blur,
-            blur_sigma=photometry.blur_sigma,
-            solarization=solarization,
-        )
-        return jnp.moveaxis(intensity.normalize(augmented, mean, std), 0, -1)
+    def views(images: jax.Array, first: int, blur: float, solarization: float = 0.0) -> jax.Array:
+        def one(image: jax.Array, image_key: jax.Array, number: jax.Array) -> jax.Array:
+            planes = jnp.moveaxis(image, -1, 0).astype(jnp.float32) / 255
+            own_key = jax.random.fold_in(image_key, number)
+            augmented = intensity.augment(planes, own_key, photometry, blur=blur, solarization=solarization)
+            return jnp.moveaxis(intensity.normalize(augmented, mean, std), 0, -1)
 
-    def views(images: jax.Array, first: int, **chances: float) -> jax.Array:
-        view = functools.partial(one, **chances)
         numbers = first + jnp.arange(images.shape[1])
-        return jax.vmap(jax.vmap(view, in_axes=(0, None, 0)), in_axes=(0, 0, None))(images, keys, numbers)
+        return jax.vmap(jax.vmap(one, in_axes=(0, None, 0)), in_axes=(0, 0, None))(images, keys, numbers)
 
-    first = views(batch["globals"][:, :1], 0, blur=photometry.blur_global1)
-    second = views(batch["globals"][:, 1:], 1, blur=photometry.blur_global2, solarization=photometry.solarize_global2)
-    return jnp.concatenate([first, second], 1), views(batch["locals"], 2, blur=photometry.blur_local)
+    first = views(batch["globals"][:, :1], 0, photometry.blur_global1)
+    second = views(batch["globals"][:, 1:], 1, photometry.blur_global2, photometry.solarize_global2)
+    return jnp.concatenate([first, second], 1), views(batch["locals"], 2, photometry.blur_local)

@@ -3,82 +3,58 @@
 import dataclasses
 from typing import Literal
 
-from dinojax.config.model import ModelConfig
-from dinojax.config.parser import flatten
-from dinojax.config.ranges import check_ranges
+from dinojax.config.bounds import NonNegative, NonNegativeInt, NonNegativeRange, Positive, PositiveInt, Share
+from dinojax.config.study import StudyConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """Geometry of the training images in fine-tuning: MediDino's, in the order of its code."""
 
-    rotation: float = 10.0
+    rotation: NonNegative = 10.0
     """Degrees, either way."""
-    horizontal_flip: float = 0.5
-    scale: tuple[float, float] = (0.9, 1.1)
+    horizontal_flip: Share = 0.5
+    scale: NonNegativeRange = (0.9, 1.1)
     """Random resized crop, as shares of the image's area; above 1 it is the whole image."""
-    shear: float = 10.0
+    shear: NonNegative = 10.0
     """Degrees, either way."""
-    shift: float = 0.1
+    shift: NonNegative = 0.1
     """Share of width and height, either way."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig:
-    """The head on the class token (or a ResNet's pooled features)."""
+    """The head on the class token (or a CNN's pooled features)."""
 
-    hidden: int = 256
+    hidden: NonNegativeInt = 256
     """Width of the hidden layer with ReLU; 0: a linear head."""
     renormalise: bool = True
-    """Applies the backbone's final norm to the class token a second time, as MediDino's code does; a ResNet has none,
-    and its head reads the pooled features as they are."""
+    """Applies the backbone's final norm to the class token a second time, as MediDino's code does; a CNN has none, and
+    its head reads the pooled features as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(StudyConfig):
     """Fine-tunes one starting point on every fold with every setting, and selects inside each fold."""
 
-    data: str
-    out: str
-    """The run's directory; the same command goes on where it stopped."""
-    init: str | None = None
-    """A model directory to start from; without it, `model` with random weights."""
-    task: str | None = None
-    """Name of the task in tables; by default that of the data's folder."""
-    starting_point: str | None = None
-    """Name of the starting point in tables; by default that of `init`'s folder, or `random`."""
-    seed: int = 0
-    data_root: str | None = None
-    group_regex: str | None = None
-    """Takes the patient from the path: the first group of this expression."""
-    positive_class: str | None = None
-    """The positive class of a binary task; by default the last in sorted order."""
-    on_bad_file: Literal["stop", "skip"] = "stop"
-    folds: int = 5
-    """How many folds to make when the data brings none."""
-    image_size: int = 224
+    image_size: PositiveInt | None = 224
+    """Side in pixels; null: the size that the weights were used at."""
     normalisation: Literal["checkpoint", "none"] = "none"
     """The checkpoint's mean and standard deviation, or values in 0..1 as MediDino's code feeds them."""
-    lrs: tuple[float, ...] = (1e-5, 1e-6)
-    batch_sizes: tuple[int, ...] = (8, 16, 32)
+    mode: Literal["full", "frozen"] = "full"
+    """What is trained: all weights, or the head alone."""
+    frozen_batchnorm: Literal["inference", "train"] = "inference"
+    """A BatchNorm that is not trained normalises by its running statistics and leaves them as they are, as Keras does
+    it; or by the batch's, which move the running ones, as in PyTorch scripts that only stop the gradients."""
+    lrs: tuple[Positive, ...] = (1e-5, 1e-6)
+    batch_sizes: tuple[PositiveInt, ...] = (8, 16, 32)
     """Every learning rate with every batch size is one setting."""
-    epochs: int = 30
-    weight_decay: float = 0.0
+    epochs: PositiveInt = 30
+    weight_decay: NonNegative = 0.0
     """0 is Adam, as published; above, AdamW."""
     epoch_selection: Literal["lowest_val_loss", "last"] = "lowest_val_loss"
     """`last` is what MediDino's code reports: its best weights alias the live ones."""
-    selection: Literal["nested", "published"] = "nested"
-    """`nested`: each fold picks its setting by its own validation loss. `published`: one setting for all folds, the
-    best by mean test AUC, which is optimistic."""
-    threads: int = 2
-    """Threads that read and crop images."""
-    fsdp: int = 1
+    fsdp: NonNegativeInt = 1
     """Devices over which parameters and optimizer state are spread; the rest of the devices hold copies. 0: all."""
-    accept_changes: str = ""
-    """Keys, separated by commas, that may differ from those that the run in `out` began with."""
-    model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=None))
     classifier: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        check_ranges(flatten(self))

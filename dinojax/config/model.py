@@ -3,16 +3,18 @@
 import dataclasses
 from typing import Literal
 
+from dinojax.config.bounds import PositiveInt
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The backbone when no `init` gives one; a number overrides that of the named size."""
 
     name: str = "vits14"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    image_size: int | None = None
+    width: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    image_size: PositiveInt | None = None
     """Side of the image, in pixels, whose patch grid the positional embeddings have."""
     channels: Literal[1, 3] | None = None
     """1 for a backbone that reads grey images, 3 for RGB."""

@@ -4,7 +4,9 @@ Presets are the YAML files in `configs/`. Any key may be given on the command li
 checked, and an unknown key is refused by name. `--help` and `--print_config` list everything.
 """
 
+import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -15,12 +17,17 @@ from dinojax.errors import UsageError
 T = TypeVar("T")
 
 
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    def _expand_help(self, action: argparse.Action) -> str:
+        return _with_bounds(super()._expand_help(action))
+
+
 class Parser(jsonargparse.ArgumentParser):
     """jsonargparse's parser; a mistake raises a `UsageError` of one line instead of printing the usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         del ex
-        raise UsageError(f"{' '.join(str(message).split())} (see {self.prog} --help)")
+        raise UsageError(f"{_with_bounds(' '.join(str(message).split()))} (see {self.prog} --help)")
 
 
 def parse(config: type[T], arguments: Sequence[str], verb: str, *, positional: bool = False) -> T:
@@ -35,11 +42,16 @@ def parse(config: type[T], arguments: Sequence[str], verb: str, *, positional: b
       UsageError: an unknown key, a wrong type, a missing key or an unreadable file, by name.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog=f"python -m dinojax {verb}", allow_abbrev=False)
+    parser = Parser(prog=f"python -m dinojax {verb}", allow_abbrev=False, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action="config", help="a YAML file of keys, such as a preset from configs/")
     parser.add_class_arguments(config, nested_key=None, as_positional=positional)
     values = parser.instantiate(parser.parse_args(list(arguments)))
     return config(**{field.name: values[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
+
+
+def _with_bounds(text: str) -> str:
+    """Types with bounds as a reader wants them: `int above 0` rather than `Annotated[int, above 0]`."""
+    return re.sub(r"(?:typing\.)?Annotated\[(\w+(?:\[.*?\])?), (.*?)\]", r"\1 \2", text)
 
 
 def flatten(config: object) -> dict[str, Any]:

@@ -1,11 +1,23 @@
 """What `pretrain` can be told; the defaults are those of the published MediDino code."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from dinojax.config.bounds import (
+    BelowOne,
+    Bounds,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    PositiveRange,
+    ScaleRange,
+    Seed,
+    Share,
+    ShareRange,
+    check,
+)
 from dinojax.config.model import ModelConfig
-from dinojax.config.parser import flatten
-from dinojax.config.ranges import check_ranges
 from dinojax.errors import UsageError
 
 
@@ -14,14 +26,14 @@ class CropsConfig:
     """Geometry of the views (DINOv2, section 5; sizes in pixels, scales as shares of the image's area)."""
 
     global_size: int = 224
-    global_scale: tuple[float, float] = (0.32, 1.0)
+    global_scale: ScaleRange = (0.32, 1.0)
     local_size: int = 98
-    local_scale: tuple[float, float] = (0.05, 0.32)
-    locals: int = 8
-    horizontal_flip: float = 0.5
+    local_scale: ScaleRange = (0.05, 0.32)
+    locals: NonNegativeInt = 8
+    horizontal_flip: Share = 0.5
     """Probability; 0 where left and right differ for a reader."""
-    vertical_flip: float = 0.0
-    rotate90: float = 0.0
+    vertical_flip: Share = 0.0
+    rotate90: Share = 0.0
     """Probability of a turn by 90, 180 or 270 degrees, each as likely; for images without an up and down."""
 
 
@@ -33,27 +45,27 @@ class PhotometryConfig:
     and local views with 0.5; the paper says 1.0, 0.1 and 0.5.
     """
 
-    jitter: float = 0.8
+    jitter: Share = 0.8
     """Probability of the colour jitter; its four operations come in random order."""
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
+    brightness: NonNegative = 0.4
+    contrast: NonNegative = 0.4
+    saturation: NonNegative = 0.2
     hue: float = 0.1
-    grayscale: float = 0.2
-    blur_global1: float = 0.0
-    blur_global2: float = 0.9
-    blur_local: float = 0.5
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_global2: float = 0.2
+    grayscale: Share = 0.2
+    blur_global1: Share = 0.0
+    blur_global2: Share = 0.9
+    blur_local: Share = 0.5
+    blur_sigma: PositiveRange = (0.1, 2.0)
+    solarize_global2: Share = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
     """iBOT's block masks on the student's global crops."""
 
-    probability: float = 0.5
+    probability: Share = 0.5
     """Share of the global crops that are masked."""
-    ratio: tuple[float, float] = (0.1, 0.5)
+    ratio: ShareRange = (0.1, 0.5)
     """Share of the patches masked in such a crop; equal slices of this range, one slice a crop."""
 
 
@@ -61,58 +73,62 @@ class MaskingConfig:
 class HeadConfig:
     """A projection head."""
 
-    prototypes: int = 65536
-    hidden: int = 2048
-    bottleneck: int = 256
-    layers: int = 3
+    prototypes: Annotated[int, Bounds(low=2)] = 65536
+    hidden: PositiveInt = 2048
+    bottleneck: PositiveInt = 256
+    layers: PositiveInt = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
+    """The terms of the objective."""
+
     centering: Literal["sinkhorn_knopp", "softmax"] = "sinkhorn_knopp"
-    student_temperature: float = 0.1
-    center_momentum: float = 0.9
+    student_temperature: Positive = 0.1
+    center_momentum: Share = 0.9
     """Of the softmax centering."""
-    dino_weight: float = 1.0
-    ibot_weight: float = 1.0
+    dino_weight: NonNegative = 1.0
+    ibot_weight: NonNegative = 1.0
     """0 leaves the masks and the term out."""
-    koleo_weight: float = 0.1
+    koleo_weight: NonNegative = 0.1
     koleo_per_group: bool = False
     """Looks for the nearest neighbour in the whole batch, or only inside each of `groups`: the published code sees one
     GPU's images."""
-    koleo_eps: float = 1e-8
+    koleo_eps: Positive = 1e-8
     """Added to the coordinates of the distance; forks for half precision have 1e-4."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    momentum: float = 0.994
-    momentum_end: float = 1.0
-    temperature_start: float = 0.04
-    temperature: float = 0.07
-    temperature_warmup_epochs: float = 30
+    """The teacher is a moving average of the student; its temperature rises over a warm-up."""
+
+    momentum: Share = 0.994
+    momentum_end: Share = 1.0
+    temperature_start: Positive = 0.04
+    temperature: Positive = 0.07
+    temperature_warmup_epochs: NonNegative = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """AdamW with cosine schedules per step, layer-wise decay and clipping per submodule."""
 
-    lr: float = 2e-4
+    lr: Positive = 2e-4
     """Base learning rate; see `lr_scaling`."""
     lr_scaling: Literal["sqrt_1024", "none"] = "sqrt_1024"
     """`sqrt_1024`: the peak is lr × sqrt(batch_size / 1024), as published."""
-    min_lr: float = 1e-6
-    warmup_epochs: float = 10
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.2
-    beta1: float = 0.9
-    beta2: float = 0.999
-    layer_decay: float = 0.9
-    patch_embed_lr: float = 0.2
+    min_lr: NonNegative = 1e-6
+    warmup_epochs: NonNegative = 10
+    weight_decay: NonNegative = 0.04
+    weight_decay_end: NonNegative = 0.2
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    layer_decay: Positive = 0.9
+    patch_embed_lr: NonNegative = 0.2
     """Multiplier of the patch embedding's learning rate, on top of its layer decay."""
-    clip: float = 3.0
+    clip: NonNegative = 3.0
     """Largest gradient norm, for the backbone and the head apart; 0 clips nothing."""
-    freeze_prototypes_epochs: float = 1
+    freeze_prototypes_epochs: NonNegative = 1
     """While frozen, the prototypes' learning rate is 0; their moments still advance, as published."""
 
 
@@ -129,12 +145,12 @@ class ProbeConfig:
     data_root: str | None = None
     group_regex: str | None = None
     """Takes the patient from the path: the first group of this expression."""
-    every: int | None = None
+    every: PositiveInt | None = None
     """Steps between two probes; null: an epoch. The last step is probed too."""
-    k: int = 20
-    images: int = 2000
+    k: PositiveInt = 20
+    images: PositiveInt = 2000
     """At most so many, an evenly spaced choice of the training part."""
-    stop_below: float | None = None
+    stop_below: NonNegative | None = None
     """Stops the run when the accuracy (0..1) has fallen this far below its start, such as 0.05."""
 
 
@@ -143,12 +159,12 @@ class GuardConfig:
     """When a run counts as collapsed and is stopped. A value that is not finite, or features that are all the same,
     stop it at once, whatever stands here."""
 
-    feature_std: float = 0.01
+    feature_std: NonNegative = 0.01
     """Collapse of the features: the spread of the teacher's class tokens stays below this; see `health.spread`."""
-    target_entropy: float = 0.02
+    target_entropy: NonNegative = 0.02
     """Collapse to uniform targets or to one prototype: the targets' mean entropy stays within so many nats of
     log(prototypes), or that of the mean target of 0."""
-    steps: int = 500
+    steps: NonNegativeInt = 500
     """How long either must last, counted from the end of the learning rate's warm-up; 0 turns both off."""
 
 
@@ -161,7 +177,7 @@ class DistributedConfig:
     coordinator: str | None = None
     """HOST:PORT of process 0, where there is no cluster to ask."""
     processes: int | None = None
-    process: int | None = None
+    process: NonNegativeInt | None = None
     """Number of this process, from 0."""
 
 
@@ -177,7 +193,7 @@ class PretrainConfig:
     """A model directory to continue from; without it, `model` is trained from random weights."""
     init_heads: Literal["auto", "fresh"] = "auto"
     """`auto` goes on with the projection heads that lie in `init`, if there are any; `fresh` begins new ones."""
-    head_warmup_steps: int = 0
+    head_warmup_steps: NonNegativeInt = 0
     """Steps at the beginning in which the backbone is frozen and only the heads are trained, at the peak learning rate;
     they count among `steps`, and the schedules begin after them. For released weights, which come without heads."""
     positions: Literal["keep", "resample", "resample_plain"] = "keep"
@@ -188,40 +204,40 @@ class PretrainConfig:
     """What a manifest's paths are relative to, if not its own folder."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is skipped and listed in `skipped_files.csv`."""
-    seed: int = 0
-    batch_size: int = 256
-    epochs: float = 100
-    steps_per_epoch: int | None = 100
+    seed: Seed = 0
+    batch_size: PositiveInt = 256
+    epochs: Positive = 100
+    steps_per_epoch: PositiveInt | None = 100
     """Length of an epoch, the unit of all warm-ups; null: the images divided by the batch size."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Length of the run in steps; the schedules and their warm-ups are stretched or squeezed to it."""
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
     """The last so many stay, and the best by the probe."""
-    threads: int = 2
+    threads: NonNegativeInt = 2
     """Threads that read and crop images, in each worker."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes that read and crop images; 0 reads in this one. They change no result."""
-    cache_gib: float = 2.0
+    cache_gib: NonNegative = 2.0
     """Memory in GiB, of each worker, that decoded images are kept in."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products; parameters, losses, centring and moving averages are float32. `auto`: bfloat16 on
     accelerators, float32 on CPUs, where bfloat16 is slower."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Slices of the batch that are differentiated one after the other, to save memory. Sinkhorn-Knopp, centres and
     KoLeo see the whole batch all the same. `groups` must be a multiple of it."""
-    fsdp: int = 1
+    fsdp: NonNegativeInt = 1
     """Devices over which parameters and optimizer state are spread; the rest of the devices hold copies. 0: all."""
     loop_blocks: bool = False
     """Compiles the blocks as a loop, where all have the same drop path: for large models, above all with `fsdp`. On a
     CPU it is a fifth slower."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
-    groups: int = 1
+    groups: PositiveInt = 1
     """Equal slices of the batch in which masked patches are packed and drop path picks its subset: a multiple of the
     number of devices (times `accumulate`) keeps these gathers inside a device, see `dinojax.dino.step`."""
-    drop_path: float = 0.0
+    drop_path: BelowOne = 0.0
     drop_path_uniform: bool = False
     """The same rate in every block, or rising linearly from 0."""
     drop_path_subset: bool = True
@@ -243,7 +259,7 @@ class PretrainConfig:
     distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        check_ranges(flatten(self))
+        check(self)
         if self.batch_size % self.groups:
             raise UsageError(f"groups {self.groups} does not divide batch_size {self.batch_size}")
         if self.groups % self.accumulate:

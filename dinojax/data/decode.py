@@ -14,6 +14,7 @@ from PIL import Image
 
 from dinojax.data.records import Records
 from dinojax.errors import RunError
+from dinojax.runs.files import replacing
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
@@ -29,7 +30,7 @@ class Headers:
     """What the headers of a data set say.
 
     Attributes:
-      checked: how many files were looked at.
+      checked: how many files were checked.
       grey, colour: how many of them have one channel, and three.
       sixteen_bits: how many of the grey ones have 16 bits a pixel.
       smallest, largest: (width, height) in pixels, by area; (0, 0) if none was readable.
@@ -61,7 +62,7 @@ class Headers:
         return "; ".join(parts)
 
 
-def decode(path: Path, frame: int | None = None) -> np.ndarray:
+def decode(path: Path, frame: int = -1) -> np.ndarray:
     """Reads one image file.
 
     Grey files (1, 8 or 16 bits, with or without alpha) keep one channel; 16 bits are scaled by their full range,
@@ -70,7 +71,7 @@ def decode(path: Path, frame: int | None = None) -> np.ndarray:
 
     Args:
       path: a file that Pillow reads.
-      frame: number of the frame, from 0, in a file of several.
+      frame: number of the frame, from 0, in a file of several; -1 where the file is one image.
 
     Returns:
       uint8 [H, W, 1] or [H, W, 3].
@@ -94,12 +95,12 @@ def check_headers(
     on_bad_file: Literal["stop", "skip"] = "stop",
     threads: int = 8,
 ) -> tuple[Records, Headers]:
-    """Opens files without decoding them: size, mode and, where the format has them, checksums.
+    """Checks that files can be opened, without decoding them: size, mode and, where the format has them, checksums.
 
     Args:
-      records: the images; of more than `limit` an evenly spaced choice is looked at.
+      records: the images; of more than `limit` an evenly spaced choice is checked.
       limit: how many files at most.
-      on_bad_file: 'skip' leaves unreadable files out of the records that come back, and lists them in the headers.
+      on_bad_file: 'skip' leaves unreadable files out of the records returned, and lists them in the headers.
       threads: how many files to open at a time.
 
     Raises:
@@ -107,14 +108,12 @@ def check_headers(
     """
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).astype(int))
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda index: _header(records.file(index), records.frames[index]), chosen))
+        found = list(pool.map(lambda index: _header(records.file(index), int(records.frames[index])), chosen))
     bad = {int(index): reason for index, reason in zip(chosen, found, strict=True) if isinstance(reason, BadFile)}
     if bad and (on_bad_file == "stop" or len(bad) == len(records)):
         first = "; ".join(f"{_reason(error)}: {records.describe(index)}" for index, error in list(bad.items())[:3])
-        advice = (
-            "put them right, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
-        )
-        raise RunError(f"{len(bad)} of {len(chosen)} files looked at cannot be read ({first}); {advice}")
+        advice = "repair them, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
+        raise RunError(f"{len(bad)} of {len(chosen)} files checked cannot be read ({first}); {advice}")
     good = [header for header in found if not isinstance(header, BadFile)]
     modes = Counter(mode for mode, _ in good)
     sizes = sorted((size for _, size in good), key=lambda size: (size[0] * size[1], size))
@@ -132,20 +131,18 @@ def check_headers(
 
 
 def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
-    """Adds (file, reason) of files that were passed over because they cannot be read to a table of them."""
+    """Adds (path, reason) of the files that were left out, because they cannot be read, to the table `path`."""
     if not skipped:
         return
     listed: dict[str, str] = {}
     if path.exists():  # from before the run was interrupted
         with path.open(newline="") as file:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path, newline="") as file:
         csv.writer(file).writerows([("path", "reason"), *sorted((listed | dict(skipped)).items())])
-    partial.replace(path)
 
 
-def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadFile:
+def _header(path: Path, frame: int) -> tuple[str, tuple[int, int]] | BadFile:
     try:
         with _named(path), Image.open(path) as image:
             mode, size = _select(image, frame), image.size
@@ -155,10 +152,10 @@ def _header(path: Path, frame: int | None) -> tuple[str, tuple[int, int]] | BadF
     return mode, size
 
 
-def _select(image: Image.Image, frame: int | None) -> str:
-    """Goes to the frame and returns the mode of its pixels."""
+def _select(image: Image.Image, frame: int) -> str:
+    """Seeks the frame and returns the mode of its pixels."""
     frames = getattr(image, "n_frames", 1)
-    if frame is not None:
+    if frame >= 0:
         image.seek(frame)
     elif frames > 1:
         raise ValueError(f"has {frames} frames; list them in a manifest with a column frame")

@@ -1,32 +1,91 @@
-"""The labelled images of a fine-tuning run, decoded once and kept in memory."""
+"""All images of a data set, decoded once and kept in memory."""
 
+import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dinojax.augment.classification import eval_transform
+from dinojax.data.decode import BadFile, check_headers
 from dinojax.data.records import Records
-from dinojax.data.sources import BadFile, ImageSource, check_headers
-from dinojax.protocols.pixels import SIDE, grey_pixels
+from dinojax.data.sources import ImageSource
 
 
-class Cases(NamedTuple):
-    """All images of a task; row i is that of the records' entry i."""
+class Decoded(NamedTuple):
+    """Images in memory; row i of a view is that of the records' entry i."""
 
-    images: np.ndarray
-    """uint8 [N, S, S, C], resized; one channel where every file is grey or the model reads one."""
-    labels: np.ndarray
-    """int32 [N]"""
-    pixels: np.ndarray
-    """float32 [N, 32²] in 0..1: the files' own images, small and grey, for the baseline."""
+    records: Records
+    """Those that were read."""
+    views: dict[str, np.ndarray]
+    """[N, ...] each."""
+    skipped: list[tuple[str, str]]
+    """(path, reason) of the files that were left out."""
 
 
-class CachedSource:
-    """Random access to some of the cases, as Grain's sources give them."""
+def decode_all(
+    records: Records,
+    views: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    *,
+    channels: int,
+    threads: int,
+    on_bad_file: Literal["stop", "skip"],
+) -> Decoded:
+    """Decodes every image once, and keeps what each view makes of it. Prints what the headers say.
 
-    def __init__(self, cases: Cases, indices: np.ndarray) -> None:
-        self.cases = cases
+    Args:
+      records: the images.
+      views: functions of an image, uint8 [H, W, C], to an array whose shape and type are the same for all images.
+      channels: that the model reads: 1, or 3, of which one is kept where every file is grey.
+      threads: that decode.
+      on_bad_file: 'skip' leaves out what cannot be read.
+
+    Raises:
+      RunError: files cannot be read and may not be left out, or none can be read.
+    """
+    records, headers = check_headers(records, on_bad_file=on_bad_file)
+    print(headers.summary())
+    source = ImageSource(records, channels=1 if channels == 1 else headers.channels)
+    arrays: dict[str, np.ndarray] = {}
+    bad: dict[int, str] = {}
+    lock = threading.Lock()
+
+    def load(index: int) -> None:
+        try:
+            image = source[index]["image"]
+        except BadFile as error:
+            if on_bad_file == "stop":
+                raise
+            bad[index] = str(error)
+            return
+        for name, view in views.items():
+            made = view(image)
+            with lock:
+                if name not in arrays:
+                    arrays[name] = np.empty((len(records), *made.shape), made.dtype)
+            arrays[name][index] = made
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        list(pool.map(load, range(len(records))))  # raises what a thread raised
+    skipped = [*headers.bad, *((records.paths[index], bad[index]) for index in sorted(bad))]
+    if not bad:
+        return Decoded(records, arrays, skipped)
+    if len(bad) == len(records):
+        raise BadFile(f"none of the {len(records)} images can be read: {bad[0]}")
+    kept = np.setdiff1d(np.arange(len(records)), list(bad))
+    return Decoded(records.take(kept), {name: array[kept] for name, array in arrays.items()}, skipped)
+
+
+class MemorySource:
+    """Random access to some of the images in memory, as Grain's sources give them.
+
+    Element i is `{"image", "label", "index"}` of the place `indices[i]` in `images` [N, ...] and `labels` [N, ...];
+    `index` is int32.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
+        self.images = images
+        self.labels = labels
         self.indices = indices
 
     def __len__(self) -> int:
@@ -34,54 +93,4 @@ class CachedSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.indices[index])
-        return {"image": self.cases.images[row], "label": self.cases.labels[row], "index": np.int32(row)}
-
-
-def load_cases(
-    records: Records, channels: int, size: int, threads: int, skip_bad_files: bool
-) -> tuple[Records, Cases, list[tuple[str, str]]]:
-    """Decodes every image. Resizing comes first in training too, so nothing is lost by doing it once.
-
-    Args:
-      records: labelled.
-      channels: 1 or 3, what the model reads.
-      size: side S in pixels.
-      threads: that decode.
-      skip_bad_files: leaves out what cannot be read.
-
-    Returns:
-      The records that were read, their cases, and (path, reason) of what was left out.
-
-    Raises:
-      RunError: files cannot be read and may not be left out, or none can be read.
-    """
-    records, headers = check_headers(records, on_bad_file="skip" if skip_bad_files else "stop")
-    print(headers.summary())
-    source = ImageSource(records, channels=1 if channels == 1 else headers.channels)
-    assert records.labels is not None
-    images = np.zeros((len(records), size, size, source.channels), np.uint8)
-    pixels = np.zeros((len(records), SIDE**2), np.float32)
-    bad: dict[int, str] = {}
-
-    def load(index: int) -> None:
-        try:
-            element = source[index]
-        except BadFile as error:
-            if not skip_bad_files:
-                raise
-            bad[index] = str(error)
-            return
-        pixels[index] = grey_pixels([element["image"]])[0]
-        images[index] = eval_transform(element, size)["image"]
-
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        list(pool.map(load, range(len(records))))  # raises what a thread raised
-    skipped = [*headers.bad, *((records.paths[index], bad[index]) for index in sorted(bad))]
-    if not bad:
-        return records, Cases(images, records.labels, pixels), skipped
-    if len(bad) == len(records):
-        raise BadFile(f"none of the {len(records)} images can be read: {bad[0]}")
-    kept = np.setdiff1d(np.arange(len(records)), list(bad))
-    records = records.take(kept)
-    assert records.labels is not None
-    return records, Cases(images[kept], records.labels, pixels[kept]), skipped
+        return {"image": self.images[row], "label": self.labels[row], "index": np.int32(row)}

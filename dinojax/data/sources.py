@@ -1,23 +1,22 @@
-"""From `--data` to decoded images: the table of what is there, and Grain's random access to it."""
+"""Random access to decoded images, as Grain's sources give it."""
 
 import threading
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from dinojax.data.decode import BadFile, Headers, check_headers, decode, list_skipped
-from dinojax.data.records import Records, read_records
-
-__all__ = ["BadFile", "Headers", "ImageSource", "Records", "check_headers", "decode", "list_skipped", "read_records"]
+from dinojax.augment import geometry
+from dinojax.data.decode import BadFile, decode
+from dinojax.data.records import Records
 
 
 class ImageSource:
-    """Decoded images by place, as Grain's sources give them; any number of threads may read.
+    """Decoded images by place; any number of threads may read.
 
-    Element i is `{"image": uint8 [H, W, channels], "label": int32, "index": int32}`: the class (-1 if unlabelled) and
-    the place in the records, of image `indices[i]`. The image is not writeable, as it may be kept.
+    Element i is `{"image": uint8 [H, W, channels], "label": int32, "index": int32}`: the class (-1 if unlabelled;
+    multi-label: float32 [C]) and the place in the records, of image `indices[i]`. The image is not writeable, as it may
+    be cached.
 
     With `on_bad_file="skip"`, an unreadable file's place is taken by the next readable one in `indices`, which has its
     own label and index, and the file is listed in `skipped`. Which file takes it depends on the files alone, not on
@@ -28,8 +27,8 @@ class ImageSource:
       indices: which of its images; None means all, in order.
       channels: 1 or 3. Grey files are repeated to 3; colour files become luminance (ITU-R 601-2) for 1.
       on_bad_file: 'stop' raises `BadFile` when a file proves unreadable, 'skip' as above.
-      cache_gib: memory in GiB that decoded images are kept in. None is ever put out for another: as the order is
-        random, each is as likely to be read next. A pickled source begins with an empty cache and nothing skipped.
+      cache_gib: memory in GiB for decoded images. None is ever evicted: as the order is random, each is as likely to
+        be read next. An unpickled source begins with an empty cache and nothing skipped.
 
     Raises:
       BadFile: on access, names the file and its row; with 'skip' when no file is readable.
@@ -48,7 +47,7 @@ class ImageSource:
         self.channels = channels
         self.on_bad_file = on_bad_file
         self.cache_gib = cache_gib
-        self._kept: dict[int, np.ndarray] = {}
+        self._cache: dict[int, np.ndarray] = {}
         self._room = int(cache_gib * 2**30)
         self._skipped: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -82,28 +81,27 @@ class ImageSource:
             self._skipped.update(skipped)
 
     def _read(self, row: int) -> dict[str, Any]:
-        image = self._kept.get(row)
+        image = self._cache.get(row)
         if image is None:
             image = self._decode(row)
-            self._keep(row, image)
-        label = -1 if self.records.labels is None else self.records.labels[row]
-        return {"image": image, "label": np.int32(label), "index": np.int32(row)}
+            self._store(row, image)
+        label = np.int32(-1) if self.records.labels is None else self.records.labels[row]
+        return {"image": image, "label": label, "index": np.int32(row)}
 
     def _decode(self, row: int) -> np.ndarray:
         records = self.records
         try:
-            image = decode(records.file(row), records.frames[row])
+            image = decode(records.file(row), int(records.frames[row]))
         except BadFile as error:
-            listed = f" ({records.table}, row {records.rows[row]})" if records.table else ""
-            raise BadFile(f"{error}{listed}") from error
+            raise BadFile(f"{error}{records.listed(row)}") from error
         image = _with_channels(image, self.channels)
         image.flags.writeable = False
         return image
 
-    def _keep(self, row: int, image: np.ndarray) -> None:
+    def _store(self, row: int, image: np.ndarray) -> None:
         with self._lock:
-            if row not in self._kept and image.nbytes <= self._room:
-                self._kept[row] = image
+            if row not in self._cache and image.nbytes <= self._room:
+                self._cache[row] = image
                 self._room -= image.nbytes
 
 
@@ -112,4 +110,4 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
-    return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
+    return geometry.grey(image)

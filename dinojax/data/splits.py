@@ -1,14 +1,19 @@
-"""Folds in which no patient stands on two sides, and the files that hold them."""
+"""The folds that a comparison runs on: the data's own, or made so that no patient stands in two parts."""
+
+from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from dinojax.errors import UsageError
+from dinojax.data.tables import SPLITS
+from dinojax.errors import RunError, UsageError
+
+if TYPE_CHECKING:  # records hold folds
+    from dinojax.data.records import Records
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,6 +23,35 @@ class Fold:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+
+
+def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
+    """Folds of labelled images, in which no patient stands in two parts.
+
+    The data's own fold files are taken as they are. A given split into training and test part is one fold, its
+    validation part being a fifth of the training part, grouped by patient, if none is given. Otherwise folds are made,
+    stratified and grouped by patient; an image without a patient is its own. Multi-label data is stratified by each
+    image's rarest positive label.
+
+    Args:
+      records: labelled.
+      folds: how many to make where the data brings none.
+      seed: of what is drawn.
+
+    Raises:
+      RunError: a fold has an empty part, no training image of a class (or, multi-label, with one of a label's two
+        values), or a patient in two parts; or the data gives the split of some images only.
+      UsageError: as `grouped_folds`.
+    """
+    if records.folds:
+        made = records.folds
+    elif records.splits is not None and (records.splits != "").any():
+        made = (_given_split(records, seed),)
+    else:
+        made = tuple(_divide(records, np.arange(len(records)), folds, seed))
+    for number, fold in enumerate(made, start=1):
+        _check(records, number, fold)
+    return made
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[Fold]:
@@ -36,55 +70,159 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, see
       UsageError: fewer than 3 folds, a class with fewer groups than folds, or groups so unequal that a slice would
         lack a class.
     """
-    if folds < 3:
-        raise UsageError(f"folds is {folds}; at least 3 are needed to train, validate and test on different slices")
+    _check_count(folds)
     classes, labels = np.unique(np.asarray(labels), return_inverse=True)
     what = "images" if groups is None else "groups (patients)"
-    members = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    for place, name in enumerate(classes):
-        count = len(np.unique(members[labels == place]))
+    for name, count in zip(classes, _groups_of_each(labels, groups), strict=True):
         if count < folds:
             raise UsageError(f"class {str(name)!r} has {count} {what}, too few for {folds} folds; make fewer folds")
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    cut = splitter(n_splits=folds, shuffle=True, random_state=seed)
-    slices = [test for _, test in cut.split(np.zeros((len(labels), 1)), labels, None if groups is None else members)]
+    slices = _slices(labels, groups, folds, seed)
     for part in slices:
         if missing := set(range(len(classes))) - set(labels[part].tolist()):
             name = str(classes[min(missing)])
             raise UsageError(f"{what} are too unequal: one of {folds} folds has no {name!r}; make fewer folds")
-    return [_fold(slices, k) for k in range(folds)]
+    return _rotate(slices)
 
 
-def _fold(slices: list[np.ndarray], k: int) -> Fold:
-    after = (k + 1) % len(slices)
-    rest = [part for place, part in enumerate(slices) if place not in (k, after)]
-    return Fold(train=np.sort(np.concatenate(rest)), val=slices[after], test=slices[k])
+def multilabel_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[Fold]:
+    """As `grouped_folds`, stratified by each image's rarest positive label.
 
-
-def write_fold_files(
-    directory: Path,
-    task: str,
-    paths: Sequence[str],
-    labels: Sequence[str],
-    folds: Sequence[Fold],
-    patients: Sequence[str] | None = None,
-) -> None:
-    """Writes folds as RadImageNet does (doi 10.1148/ryai.210315): `dataframe/<task>_{train,val,test}_fold<k>.csv`.
+    Images whose rarest positive label has fewer groups than there are folds are treated as those without any.
 
     Args:
-      directory: the data set's folder; `dataframe/` is made in it.
-      task: prefix of the files.
-      paths: [N] relative to `directory`; column `filename`.
-      labels: [N] names of the classes; column `label`.
-      folds: numbered from 1 in the files.
-      patients: [N] column `patient_id`, which RadImageNet's own files lack; None leaves it out.
+      labels: float [N, C] of 0, 1 and NaN.
+      groups, folds, seed: as of `grouped_folds`.
+
+    Raises:
+      UsageError: fewer than 3 folds, or fewer groups than folds.
     """
-    columns = {"filename": list(paths), "label": list(labels)}
-    if patients is not None:
-        columns["patient_id"] = list(patients)
-    table = pd.DataFrame(columns)
-    folder = Path(directory) / "dataframe"
-    folder.mkdir(parents=True, exist_ok=True)
+    _check_count(folds)
+    count = len(labels if groups is None else np.unique(groups))
+    if count < folds:
+        what = "images" if groups is None else "groups (patients)"
+        raise UsageError(f"there are {count} {what}, too few for {folds} folds; make fewer folds")
+    positive = labels == 1
+    none = labels.shape[1]
+    rarest_first = np.argsort(positive.sum(axis=0), kind="stable")
+    strata = np.where(positive.any(axis=1), rarest_first[positive[:, rarest_first].argmax(axis=1)], none)
+    strata[_groups_of_each(strata, groups)[strata] < folds] = none
+    sizes = _groups_of_each(strata, groups)
+    if len(sizes) > none and sizes[none] < folds:  # too few as well: they join the largest
+        strata[strata == none] = sizes[:none].argmax()
+    return _rotate(_slices(strata, groups, folds, seed))
+
+
+def folds_table(records: Records, folds: tuple[Fold, ...]) -> pd.DataFrame:
+    """Which image stands where: `fold`, `split`, and the columns of `cases_table`, all text."""
+    parts = []
     for number, fold in enumerate(folds, start=1):
-        for split, places in (("train", fold.train), ("val", fold.val), ("test", fold.test)):
-            table.iloc[places].to_csv(folder / f"{task}_{split}_fold{number}.csv", index=False)
+        for split in SPLITS:
+            table = cases_table(records, getattr(fold, split))
+            table.insert(0, "fold", str(number))
+            table.insert(1, "split", split)
+            parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def cases_table(records: Records, indices: np.ndarray) -> pd.DataFrame:
+    """`path`, `frame`, the known groups and `label`, or `label_<class>` ('0', '1'), of labelled images, as text.
+
+    Empty where there is none.
+    """
+    assert records.labels is not None
+    labels = records.labels[indices]
+    columns = {
+        "path": records.paths[indices].tolist(),
+        "frame": ["" if frame < 0 else str(frame) for frame in records.frames[indices]],
+        "patient_id": [""] * len(indices),
+        **{name: values[indices].tolist() for name, values in records.groups.items()},
+    }
+    if records.multilabel:
+        text = np.where(np.isnan(labels), "", np.where(labels == 1, "1", "0"))
+        columns |= {f"label_{name}": text[:, place].tolist() for place, name in enumerate(records.classes)}
+    else:
+        columns["label"] = [records.classes[label] for label in labels]
+    return pd.DataFrame(columns, dtype=object)
+
+
+def _check_count(folds: int) -> None:
+    if folds < 3:
+        raise UsageError(f"folds is {folds}; at least 3 are needed to train, validate and test on different slices")
+
+
+def _groups_of_each(places: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """How many groups have images of class 0, 1, ..., the highest in `places` (int [N])."""
+    members = _members(groups, len(places))
+    pairs = np.unique(places.astype(np.int64) * len(places) + members)
+    return np.bincount(pairs // len(places))
+
+
+def _members(groups: np.ndarray | None, count: int) -> np.ndarray:
+    """Each image's number of its group, from 0."""
+    return np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+
+
+def _slices(places: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[np.ndarray]:
+    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
+    cut = splitter(n_splits=folds, shuffle=True, random_state=seed)
+    members = None if groups is None else _members(groups, len(places))
+    return [test for _, test in cut.split(np.zeros((len(places), 1)), places, members)]
+
+
+def _rotate(slices: list[np.ndarray]) -> list[Fold]:
+    """Fold k tests on slice k, validates on the next and trains on the rest."""
+    count = len(slices)
+
+    def fold(k: int) -> Fold:
+        after = (k + 1) % count
+        rest = [slices[place] for place in range(count) if place not in (k, after)]
+        return Fold(train=np.sort(np.concatenate(rest)), val=slices[after], test=slices[k])
+
+    return [fold(k) for k in range(count)]
+
+
+def _divide(records: Records, chosen: np.ndarray, folds: int, seed: int) -> list[Fold]:
+    """Folds of some of the images, as places in `chosen`; an image without a patient is its own."""
+    assert records.labels is not None
+    groups = np.arange(len(records)) if records.patients is None else records.patients
+    divide = multilabel_folds if records.multilabel else grouped_folds
+    return divide(records.labels[chosen], groups[chosen], folds, seed)
+
+
+def _given_split(records: Records, seed: int) -> Fold:
+    splits = records.splits
+    assert splits is not None
+    if (splits == "").any():
+        raise RunError(
+            f"{records.describe(int(np.argmax(splits == '')))} has no split while others have; give all or none"
+        )
+    train, val, test = (np.flatnonzero(splits == part) for part in SPLITS)
+    if not len(val) and len(train):
+        inner = _divide(records, train, 5, seed)[0]
+        train, val = train[np.sort(np.concatenate([inner.train, inner.val]))], train[inner.test]
+    return Fold(train=train, val=val, test=test)
+
+
+def _check(records: Records, number: int, fold: Fold) -> None:
+    assert records.labels is not None
+    where = f"fold {number} of {records.root}"
+    for part in SPLITS:
+        if not len(getattr(fold, part)):
+            raise RunError(f"{where} has no {part} images; give other folds")
+    labels = records.labels[fold.train]
+    for place, name in enumerate(records.classes):
+        if not records.multilabel:
+            if not (labels == place).any():
+                raise RunError(f"{where} has no train image of class {name}; give other folds, or fewer")
+            continue
+        for value in (0, 1):
+            if not (labels[:, place] == value).any():
+                raise RunError(f"{where} has no train image with label_{name} {value}; give other folds, or fewer")
+    if records.patients is not None:
+        patients = [set(records.patients[getattr(fold, part)].tolist()) for part in SPLITS]
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            if shared := sorted(patients[a] & patients[b]):
+                raise RunError(
+                    f"{where}: {len(shared)} patients are in both {SPLITS[a]} and {SPLITS[b]}, "
+                    f"such as {shared[0]}; give folds grouped by patient"
+                )

@@ -1,52 +1,80 @@
-"""Reads CSV manifests and fold files, and names the row of whatever is wrong in them."""
+"""Reads tables of images as columns, and names the row of whatever is wrong in them."""
 
 import csv
 import dataclasses
 import os
-import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from dinojax.data.files import FORMATS
-from dinojax.errors import RunError, UsageError
+from dinojax.data.files import FORMATS, TEXT, find_missing
+from dinojax.errors import RunError
+
+Uncertain = Literal["ignore", "zero", "one"]
 
 _PATH_COLUMNS = ("path", "filename", "img_dir")
 _LABEL_COLUMNS = ("label", "acl_label")
-_SPLITS = ("train", "val", "test")
-_FOLD_FILE = re.compile(r"(?P<task>.+)_(?P<split>train|val|test)_fold(?P<fold>\d+)\.csv")
+_MULTILABEL = "label_"
+GROUP_COLUMNS = ("patient_id", "study_id")
+SPLITS = ("train", "val", "test")
+_FLAGS = {"": np.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
+_UNCERTAIN = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One image as a table lists it; None stands for a column that is not there, or not read."""
+class TextColumn:
+    """A column under construction, whose values repeat: each is kept once."""
 
-    table: Path
-    number: int
-    """Line in the file; the header is in line 1."""
-    path: str
-    frame: int | None
-    label: str | None
-    patient: str | None
-    split: str | None
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+        self._codes = array("i")
 
-    def __str__(self) -> str:
-        return f"{self.table}, row {self.number}"
+    def append(self, value: str) -> None:
+        self._codes.append(self._places.setdefault(value, len(self._places)))
 
-    @property
-    def image(self) -> tuple[str, int]:
-        """What two rows share if they mean one image: the file, however it is written, and the frame; sorts."""
-        return os.path.normpath(self.path), -1 if self.frame is None else self.frame
+    def to_numpy(self) -> np.ndarray:
+        """StringDType [N]."""
+        return np.array(list(self._places), TEXT)[np.asarray(self._codes)]
 
 
-def read(table: Path, root: Path, labelled: bool) -> list[Row]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """The images that a table lists, as columns.
+
+    Attributes:
+      paths: StringDType [N], as written.
+      frames: int32 [N], -1 where no frame is named.
+      rows: int32 [N], lines in the file; the header is in line 1.
+      labels: StringDType [N]; of a multi-label table float32 [N, C] of 0, 1 and NaN (unknown); None if not read.
+      classes: the names of a multi-label table's labels, in the order of its columns; else empty.
+      groups: StringDType [N] each: `patient_id`, `study_id`, of those that are there.
+      splits: StringDType [N] of 'train', 'val', 'test' and '', or None.
+    """
+
+    paths: np.ndarray
+    frames: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    groups: Mapping[str, np.ndarray]
+    splits: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def read_table(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None = None) -> Table:
     """Reads one table of images.
 
     Args:
-      table: has a column `path`, `filename` or `img_dir`, and, if labelled, `label` or `acl_label`; may have `frame`,
-        `patient_id` and `split`. Further columns are not read. All values stay strings ('007' is no number).
+      file: has a column `path`, `filename` or `img_dir`, and, if labelled, either `label` or `acl_label`, or a column
+        `label_<class>` for each of several labels; may have `frame`, `patient_id`, `study_id` and `split`. Further
+        columns are not read. Text stays as it is ('007' is no number).
       root: folder that the paths are relative to.
       labelled: whether labels are needed.
+      uncertain: what -1 in a column `label_<class>` means: unknown, 0 or 1.
 
     Returns:
       The rows in the file's order, at least one.
@@ -54,125 +82,130 @@ def read(table: Path, root: Path, labelled: bool) -> list[Row]:
     Raises:
       RunError: names the file, the row and what is wrong; also if an image is missing or listed twice.
     """
-    (_, header), *lines = _lines(table)
-    path_column = _column(table, header, _PATH_COLUMNS)
-    label_column = _column(table, header, _LABEL_COLUMNS) if labelled else ""
-    rows: list[Row] = []
-    for number, values in lines:
-        if len(values) != len(header):
-            raise RunError(f"{table}, row {number}: has {len(values)} values, but the header names {len(header)}")
-        cells = dict(zip(header, values, strict=True))
-        for name in {path_column, label_column, "patient_id"} & cells.keys():
-            if not cells[name]:
-                raise RunError(f"{table}, row {number}: column {name} is empty")
-        frame = cells.get("frame", "")
-        if frame and not frame.isdecimal():
-            raise RunError(f"{table}, row {number}: frame {frame!r} is not a whole number")
-        if cells.get("split", "") not in (*_SPLITS, ""):
-            raise RunError(f"{table}, row {number}: split {cells['split']!r} is none of {', '.join(_SPLITS)}")
-        row = Row(
-            table,
-            number,
-            cells[path_column],
-            int(frame) if frame else None,
-            cells.get(label_column),
-            cells.get("patient_id"),
-            cells.get("split"),
-        )
+    table = _parse(file, labelled, uncertain)
+    paths, rows = table.paths.tolist(), table.rows
+    if missing := find_missing(root, paths):
+        more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
+        first = missing[0]
+        raise RunError(f"{file}, row {rows[first]}: there is no image {root / paths[first]}{more}")
+    if repeated := _find_repeated(paths, table.frames.tolist()):
+        place, before = repeated
+        raise RunError(f"{file}, row {rows[place]}: {paths[place]} is listed before, in row {rows[before]}")
+    return table
+
+
+def _parse(file: Path, labelled: bool, uncertain: Uncertain | None) -> Table:
+    lines = _lines(file)
+    _, header = next(lines)
+    path = _column(file, header, _PATH_COLUMNS)
+    label, flags = _label_columns(file, header) if labelled else ((), ())
+    place = {name: header.index(name) for name in (path, *label, *flags, *GROUP_COLUMNS, "split") if name in header}
+    if repeated := [name for name in place if header.count(name) > 1]:
+        raise RunError(f"{file}: has several columns {repeated[0]}; its columns are {', '.join(header)}")
+    texts = {name: TextColumn() for name in (*label, *GROUP_COLUMNS, "split") if name in place}
+    filled = [name for name in (path, *label, "patient_id") if name in place]
+    frame_place = header.index("frame") if "frame" in header else None
+    meanings = _FLAGS | (dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain]) if uncertain else {})
+    paths: list[str] = []
+    frames, rows, values = array("i"), array("i"), array("f")
+    for row, cells in lines:
+        try:
+            if len(cells) != len(header):
+                raise ValueError(f"has {len(cells)} values, but the header names {len(header)}")
+            for name in filled:
+                if not cells[place[name]]:
+                    raise ValueError(f"column {name} is empty")
+            if not cells[place[path]].lower().endswith(FORMATS):
+                raise ValueError(f"{cells[place[path]]} is not a kind of file that is read ({', '.join(FORMATS)})")
+            if "split" in place and cells[place["split"]] not in (*SPLITS, ""):
+                raise ValueError(f"split {cells[place['split']]!r} is none of {', '.join(SPLITS)}")
+            frames.append(-1 if frame_place is None else _frame(cells[frame_place]))
+            for name in flags:
+                values.append(_flag(name, cells[place[name]], meanings))
+        except ValueError as error:
+            raise RunError(f"{file}, row {row}: {error}") from error
+        for name, column in texts.items():
+            column.append(cells[place[name]])
+        paths.append(cells[place[path]])
         rows.append(row)
-    if not rows:
-        raise RunError(f"{table}: lists no images")
-    _check_images(rows, root)
-    return rows
+    if not paths:
+        raise RunError(f"{file}: lists no images")
+    columns = {name: column.to_numpy() for name, column in texts.items()}
+    return Table(
+        paths=np.array(paths, TEXT),
+        frames=np.array(frames),
+        rows=np.array(rows),
+        labels=np.array(values).reshape(-1, len(flags)) if flags else columns[label[0]] if label else None,
+        classes=tuple(name.removeprefix(_MULTILABEL) for name in flags),
+        groups={name: columns[name] for name in GROUP_COLUMNS if name in columns},
+        splits=columns.get("split"),
+    )
 
 
-def _lines(table: Path) -> list[tuple[int, list[str]]]:
+def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and stripped values of every line that is not blank, the header first."""
+    empty = True
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, [value.strip() for value in values]) for values in reader]
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.reader(opened)
+            for values in reader:
+                if any(stripped := [value.strip() for value in values]):
+                    empty = False
+                    yield reader.line_num, stripped
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{table}: not readable as CSV in UTF-8: {error}") from error
-    lines = [(number, values) for number, values in lines if any(values)]
-    if not lines:
-        raise RunError(f"{table}: is empty")
-    return lines
+        raise RunError(f"{file}: not readable as CSV in UTF-8: {error}") from error
+    if empty:
+        raise RunError(f"{file}: is empty")
 
 
-def _column(table: Path, header: list[str], names: tuple[str, ...]) -> str:
+def _column(file: Path, header: list[str], names: tuple[str, ...]) -> str:
     for name in names:
         if name in header:
             return name
-    raise RunError(f"{table}: has no column {' or '.join(names)}; its columns are {', '.join(header)}")
+    raise RunError(f"{file}: has no column {' or '.join(names)}; its columns are {', '.join(header)}")
 
 
-def _check_images(rows: list[Row], root: Path) -> None:
-    for row in rows:
-        if not row.path.lower().endswith(FORMATS):
-            raise RunError(f"{row}: {row.path} is not a kind of file that is read ({', '.join(FORMATS)})")
-    missing = [row for row in rows if not (root / row.path).is_file()]
-    if missing:
-        more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
-        raise RunError(f"{missing[0]}: there is no image {root / missing[0].path}{more}")
-    first: dict[tuple[str, int], Row] = {}
-    for row in rows:
-        if row.image in first:
-            raise RunError(f"{row}: {row.path} is listed before, in row {first[row.image].number}")
-        first[row.image] = row
+def _label_columns(file: Path, header: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The one column of a single label, or those of several."""
+    several = tuple(name for name in header if name.startswith(_MULTILABEL))
+    if not several:
+        return (_column(file, header, _LABEL_COLUMNS),), ()
+    if both := [name for name in _LABEL_COLUMNS if name in header]:
+        raise RunError(f"{file}: has columns {both[0]} and {several[0]}; keep one label an image, or several")
+    if _MULTILABEL in several:
+        raise RunError(f"{file}: column {_MULTILABEL} names no class; call it {_MULTILABEL}<class>")
+    return (), several
 
 
-def fold_files(folder: Path) -> dict[tuple[str, int, str], Path]:
-    """`dataframe/<task>_{train,val,test}_fold<k>.csv` by (task, k, split); empty if there are none."""
-    matches = [(_FOLD_FILE.fullmatch(path.name), path) for path in sorted((folder / "dataframe").glob("*.csv"))]
-    return {(m["task"], int(m["fold"]), m["split"]): path for m, path in matches if m}
+def _frame(cell: str) -> int:
+    if not cell:
+        return -1
+    if not cell.isdecimal() or int(cell) >= 2**31:
+        raise ValueError(f"frame {cell!r} is not a whole number below 2^31")
+    return int(cell)
 
 
-def read_folds(folder: Path, root: Path) -> tuple[str, list[Row], list[dict[str, np.ndarray]]]:
-    """Reads RadImageNet's fold files.
-
-    Returns:
-      The task's name; one row an image, sorted by path and frame; and per fold, by increasing number, the places in
-      that list of its `train`, `val` and `test` images (int64, increasing).
-
-    Raises:
-      RunError: as `read`; a file is missing; or an image is in two splits of a fold, or has two labels or patients.
-      UsageError: several tasks have files there.
-    """
-    files = fold_files(folder)
-    tasks = sorted({task for task, _, _ in files})
-    if len(tasks) > 1:
-        listed = ", ".join(tasks)
-        raise UsageError(f"{folder / 'dataframe'}: holds the fold files of several tasks ({listed}); leave one task's")
-    task, numbers = tasks[0], sorted({fold for _, fold, _ in files})
-    images: dict[tuple[str, int], Row] = {}
-    folds: list[dict[str, list[Row]]] = []
-    for number in numbers:
-        fold: dict[str, list[Row]] = {}
-        for split in _SPLITS:
-            if (task, number, split) not in files:
-                raise RunError(f"{folder / 'dataframe'}: {task}_{split}_fold{number}.csv is missing")
-            fold[split] = read(files[task, number, split], root, labelled=True)
-        _refuse_leaks(fold)
-        for row in (row for rows in fold.values() for row in rows):
-            known = images.setdefault(row.image, row)
-            if (row.label, row.patient) != (known.label, known.patient):
-                raise RunError(
-                    f"{row}: {row.path} has label {row.label} and patient {row.patient or 'unknown'}, "
-                    f"but {known.label} and {known.patient or 'unknown'} in {known}"
-                )
-        folds.append(fold)
-    place = {image: i for i, image in enumerate(sorted(images))}
-    numbered = [
-        {split: np.array(sorted(place[row.image] for row in rows), np.int64) for split, rows in fold.items()}
-        for fold in folds
-    ]
-    return task, [images[image] for image in place], numbered
+def _flag(name: str, cell: str, meanings: Mapping[str, float]) -> float:
+    if cell in meanings:
+        return meanings[cell]
+    if cell in ("-1", "-1.0"):
+        raise ValueError(f"{name} is {cell}, uncertain; say what that means with --uncertain ignore, zero or one")
+    raise ValueError(f"{name} is {cell!r}; it must be 0, 1 or empty (unknown)")
 
 
-def _refuse_leaks(fold: dict[str, list[Row]]) -> None:
-    seen: dict[tuple[str, int], Row] = {}
-    for row in (row for rows in fold.values() for row in rows):
-        if row.image in seen:
-            raise RunError(f"{row}: {row.path} stands in another split of the same fold too, {seen[row.image]}")
-        seen[row.image] = row
+def _find_repeated(paths: Sequence[str], frames: Sequence[int]) -> tuple[int, int] | None:
+    """The first place whose image is listed before, however its path is written, and where; None if there is none."""
+
+    def image(place: int) -> tuple[str, int]:
+        return os.path.normpath(paths[place]), frames[place]
+
+    # Hashes take eight bytes an image; only what shares one is compared.
+    hashes = np.fromiter(map(hash, map(image, range(len(paths)))), np.int64, len(paths))
+    ordered = np.sort(hashes)
+    shared = ordered[1:][ordered[1:] == ordered[:-1]]
+    first: dict[tuple[str, int], int] = {}
+    for place in np.flatnonzero(np.isin(hashes, shared)).tolist():
+        before = first.setdefault(image(place), place)
+        if before != place:
+            return place, before
+    return None

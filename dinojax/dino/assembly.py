@@ -1,173 +1,161 @@
-"""The parts that a pre-training run is put together from, each made from the run's configuration."""
+"""A pre-training run put together: `assemble` reads the configuration, and every maker takes the part that it needs."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
-from flax import nnx
 from jax.sharding import Mesh
 
-from dinojax import processes, sharding, tree
+from dinojax import processes, sharding
 from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
-from dinojax.config.pretrain import HeadConfig, PretrainConfig
+from dinojax.config.pretrain import CropsConfig, PhotometryConfig, PretrainConfig, ProbeConfig
 from dinojax.data import pipeline
-from dinojax.data.sources import Headers, ImageSource, check_headers, read_records
-from dinojax.dino import masking
-from dinojax.dino.state import Graphs, Schedules, TrainState, init_state, make_optimizer, make_schedules, split_modules
-from dinojax.dino.step import Batch, make_train_step
+from dinojax.data.decode import Headers, check_headers
+from dinojax.data.records import read_records
+from dinojax.data.sources import ImageSource
+from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
+from dinojax.dino.forward import Batch
+from dinojax.dino.health import Guard
+from dinojax.dino.masking import MaskPlan
+from dinojax.dino.modules import check_no_ibot_head, make_backbone, make_projections, resample_positions
+from dinojax.dino.state import TrainState, init_state, make_optimizer, make_schedules, split_modules
+from dinojax.dino.step import make_train_step
+from dinojax.dino.timeline import Timeline, make_timeline
 from dinojax.errors import UsageError
-from dinojax.models import ARGUMENTS, ResNetArguments, VisionTransformer, create_model, positions
-from dinojax.models.heads import DINOHead
-from dinojax.models.store import load_vit, read_params, write_model
+from dinojax.models import Preprocessing, VisionTransformer
 from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
 
 DeviceBatch = dict[str, jax.Array]
+HostBatch = dict[str, np.ndarray]
 
 
-class Run(NamedTuple):
-    """A run before its first step, or before it goes on."""
+class Pretraining(NamedTuple):
+    """The parts of a run, before its first step or before it resumes."""
 
+    mesh: Mesh
+    """What batches and state are spread over."""
     backbone: VisionTransformer
-    graphs: Graphs
-    schedules: Schedules
+    """As it was before training, with the preprocessing that the trained one is saved with."""
+    timeline: Timeline
     state: TrainState
     """Spread over the mesh; before the first step."""
     step: Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
     """Compiled; destroys the state that it is given."""
     augment: Callable[[DeviceBatch], Batch]
     """The device's half of the augmentation: uint8 views to the normalised ones."""
+    source: ImageSource
+    headers: Headers
+    read_batches: Callable[[int], Iterator[HostBatch]]
+    """This process' rows of the endless batches from a step on: uint8 views, masks, places of images in the records."""
+    guard: Guard
+    evaluators: tuple[Evaluator, ...]
+    logged: np.ndarray
+    """bool [steps]: after which steps metrics are written."""
+    saved: np.ndarray
+    """bool [steps]: after which steps the state is saved."""
 
 
-def prepare(config: PretrainConfig, mesh: Mesh, backbone: VisionTransformer, steps: int, logged: np.ndarray) -> Run:
-    """Puts models, schedules, optimizer and step together.
+def assemble(config: PretrainConfig) -> Pretraining:
+    """Puts a run together: images, models, schedules, optimizer, step and evaluators."""
+    mesh = sharding.make_mesh(config.batch_size, config.fsdp)
+    training = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks")
+    overrides = {name: getattr(config, name) for name in training}
+    backbone = make_backbone(config.init, config.model, overrides, derive(config.seed, "backbone"))
+    if config.init is not None and config.positions != "keep":
+        plain = config.positions == "resample_plain"
+        backbone = resample_positions(backbone, config.crops.global_size, plain)
+    patch_size = backbone.arguments.patch_size
+    check_crops(config.crops, patch_size)
+    source, headers = open_source(
+        config.data, config.data_root, backbone.channels, config.on_bad_file, config.cache_gib, config.batch_size
+    )
+    check_agreement(flatten(config), source.records.paths.tolist())
+    timeline = make_timeline(
+        len(source),
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps=config.steps,
+        steps_per_epoch=config.steps_per_epoch,
+        head_warmup=config.head_warmup_steps,
+        optim=config.optim,
+        teacher=config.teacher,
+    )
+    steps = timeline.steps
+    evaluators = make_evaluators(
+        config.probe, backbone, timeline, config.crops.global_size, config.on_bad_file, config.threads
+    )
+    logged = np.any([every(steps, config.log_every), *(evaluator.due for evaluator in evaluators)], axis=0)
 
-    Args:
-      config: of the run.
-      mesh: that batches and state are spread over.
-      backbone: from `make_backbone`.
-      steps: length of the run.
-      logged: bool [steps]; the steps whose metrics are written.
-    """
-    warmup = config.head_warmup_steps
-    if warmup >= steps:
-        raise UsageError(f"head_warmup_steps {warmup} leave none of the {steps} steps to the backbone; lower them")
-    graphs, params = split_modules(backbone, make_heads(config, backbone.width))
-    schedules = make_schedules(steps, config.epochs, config.batch_size, config.optim, config.teacher, warmup)
-    frozen_steps = round(config.optim.freeze_prototypes_epochs * (steps - warmup) / config.epochs)
-    optimizer = make_optimizer(params, backbone.arguments.depth, schedules, config.optim, frozen_steps, warmup)
+    ibot_head = config.ibot_head if config.loss.ibot_weight else None  # without the term it would have no use
+    resumed = config.init if config.init_heads == "auto" else None
+    if resumed and config.loss.ibot_weight and ibot_head is None:
+        check_no_ibot_head(resumed)
+    forms = {"dino_head": config.head} | ({"ibot_head": ibot_head} if ibot_head else {})
+    graphs, params = split_modules(backbone, make_projections(forms, backbone.width, resumed, config.seed))
+    side = config.crops.global_size // patch_size
+    masking = config.masking
+    masks = MaskPlan(2 * config.batch_size, (side, side), masking.probability, masking.ratio, config.groups)
+    schedules = make_schedules(timeline, config.batch_size, config.optim, config.teacher)
+    optimizer = make_optimizer(params, backbone.arguments.depth, schedules, timeline, config.optim)
     train_step = make_train_step(
         graphs,
         optimizer,
         schedules,
         config.loss,
-        masked_bound(config),
+        masks.bound,
         groups=config.groups,
         accumulate=config.accumulate,
         seed=derive(config.seed, "drop path"),
         dtype=compute_dtype(config.precision),
         logged=logged,
     )
-    augment = make_augment(config, backbone)
+    augment = make_augment(
+        config.photometry, backbone.preprocessing, backbone.channels, derive(config.seed, "intensities")
+    )
+    state = sharding.put_state(mesh, init_state(graphs, params, optimizer))
+    placed = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        # Any process may ask to stop; all of them see it after the same step.
+        # Any process may be asked to stop; all of them see it after the same step.
         stop = batch["stop"].max()
         state, metrics = train_step(state, augment(batch))
         return state, metrics | {"stop": stop}
 
-    state = sharding.put_state(mesh, init_state(graphs, params, optimizer))
-    placed = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
-    return Run(backbone, graphs, schedules, state, jax.jit(step, donate_argnums=0, out_shardings=placed), augment)
-
-
-def make_backbone(config: PretrainConfig) -> VisionTransformer:
-    """The model of `init`, or one with random weights, with this run's drop path and positional embeddings."""
-    training = {
-        "drop_path": config.drop_path,
-        "drop_path_uniform": config.drop_path_uniform,
-        "drop_path_subset": config.drop_path_subset,
-        "loop_blocks": config.loop_blocks,
-    }
-    if config.init is None:
-        if isinstance(ARGUMENTS.get(config.model.name), ResNetArguments):
-            raise UsageError(f"model.name {config.model.name}: pre-training needs a vision transformer")
-        given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
-        made = create_model(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given, **training)
-        assert isinstance(made, VisionTransformer)
-        return made
-    model = load_vit(config.init, **training)
-    if config.positions == "keep":
-        return model
-    return resample_positions(model, config.crops.global_size, plain=config.positions == "resample_plain")
-
-
-def resample_positions(model: VisionTransformer, image_size: int, plain: bool) -> VisionTransformer:
-    """The model with positional embeddings for another image size.
-
-    Args:
-      model: is left as it is.
-      image_size: side in pixels.
-      plain: by size, without offset or antialiasing, rather than by the model's own rule.
-    """
-    patch = model.arguments.patch_size
-    side, grid = model.arguments.image_size // patch, image_size // patch
-    table = rearrange(model.pos_embed[...][0, 1:], "(h w) d -> h w d", h=side)
-    antialias = model.arguments.registers > 0 and not plain
-    resampled = positions.interpolate(table, (grid, grid), antialias, offset=0.0 if plain else 0.1)
-    arguments = dataclasses.replace(model.arguments, image_size=grid * patch)
-    graph, _ = tree.split(nnx.eval_shape(lambda: VisionTransformer(model.name, arguments, nnx.Rngs(0))))
-    _, params = tree.split(model)
-    first = params["pos_embed"][:, :1]
-    params["pos_embed"] = jnp.concatenate([first, rearrange(resampled, "h w d -> 1 (h w) d")], axis=1)
-    made: VisionTransformer = tree.merge(graph, params)
-    made.preprocessing = model.preprocessing
-    return made
-
-
-def make_heads(config: PretrainConfig, width: int) -> dict[str, DINOHead]:
-    """The projection heads: those that lie in `init`, or new ones.
-
-    Raises:
-      UsageError: the heads in `init` are of another form than the configuration's.
-    """
-    wanted = {"dino_head": config.head}
-    if config.init is not None and config.init_heads == "auto" and config.ibot_head is None and config.loss.ibot_weight:
-        apart = Path(config.init) / "ibot_head.safetensors"
-        if apart.exists():
-            raise UsageError(
-                f"{apart} is a head of iBOT's own; set ibot_head.* to its form to go on with it, "
-                "or begin new heads with --init_heads fresh"
-            )
-    # Without the term, a head of its own would have no gradient and no use.
-    if config.ibot_head is not None and config.loss.ibot_weight:
-        wanted["ibot_head"] = config.ibot_head
-    return {name: _make_head(config, name, head, width) for name, head in wanted.items()}
-
-
-def _make_head(config: PretrainConfig, name: str, form: HeadConfig, width: int) -> DINOHead:
-    made = DINOHead(width, **dataclasses.asdict(form), rngs=nnx.Rngs(derive(config.seed, name)))
-    if config.init is None or config.init_heads == "fresh" or not (Path(config.init) / f"{name}.safetensors").exists():
-        print(f"{name}: new, with random weights")
-        return made
-    graph, expected = tree.split(made)
-    params = read_params(config.init, name)
-    if differences := tree.difference(expected, params):
-        section = "head" if name == "dino_head" else name
-        raise UsageError(
-            f"{config.init}/{name}.safetensors is of another form than {section} says ({differences[0]}); "
-            f"set {section}.* to it, or begin a new one with --init_heads fresh"
+    def read_batches(start: int) -> Iterator[HostBatch]:
+        part = jax.process_index(), jax.process_count()
+        return pipeline.training_batches(
+            source,
+            partial(multicrop, config=config.crops),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start=start,
+            threads=config.threads,
+            workers=config.workers,
+            part=part,
+            per_batch=DrawMasks(masks, derive(config.seed, "masks"), part) if config.loss.ibot_weight else None,
         )
-    print(f"{name}: goes on with that of {config.init}")
-    return tree.merge(graph, {path: jnp.asarray(array) for path, array in params.items()})
+
+    return Pretraining(
+        mesh=mesh,
+        backbone=backbone,
+        timeline=timeline,
+        state=state,
+        step=jax.jit(step, donate_argnums=0, out_shardings=placed),
+        augment=augment,
+        source=source,
+        headers=headers,
+        read_batches=read_batches,
+        guard=Guard(config.guard, config.head.prototypes, timeline.warmup),
+        evaluators=evaluators,
+        logged=logged,
+        saved=every(steps, config.checkpoint_every),
+    )
 
 
 def compute_dtype(precision: str) -> Any:
@@ -177,154 +165,101 @@ def compute_dtype(precision: str) -> Any:
     return jnp.dtype(precision)
 
 
-def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Headers]:
-    """The images, after a look at their headers; grey ones keep one channel until they are on the device."""
-    for name, size in (("global", config.crops.global_size), ("local", config.crops.local_size)):
-        if size <= 0 or size % 14:
-            raise UsageError(f"crops.{name}_size {size} is not a multiple of the patch size, 14")
-    records = read_records(config.data, labelled=False, data_root=config.data_root)
+def check_crops(crops: CropsConfig, patch_size: int) -> None:
+    """Refuses crops that the backbone's patches do not divide."""
+    for name, size in (("global", crops.global_size), ("local", crops.local_size)):
+        if size <= 0 or size % patch_size:
+            raise UsageError(f"crops.{name}_size {size} is not a multiple of the patch size, {patch_size}")
+
+
+def open_source(
+    data: str,
+    data_root: str | None,
+    channels: int,
+    on_bad_file: Literal["stop", "skip"],
+    cache_gib: float,
+    batch_size: int,
+) -> tuple[ImageSource, Headers]:
+    """The images, after a look at their headers; grey ones keep one channel until they are on the device.
+
+    Raises:
+      UsageError: they are fewer than `batch_size`; or there are none.
+    """
+    records = read_records(data, labelled=False, data_root=data_root)
     print(records.summary())
-    records, headers = check_headers(records, on_bad_file=config.on_bad_file)
+    records, headers = check_headers(records, on_bad_file=on_bad_file)
     print(headers.summary())
-    source = ImageSource(
-        records,
-        channels=1 if channels == 1 else headers.channels,
-        on_bad_file=config.on_bad_file,
-        cache_gib=config.cache_gib,
-    )
-    return source, headers
+    if len(records) < batch_size:
+        raise UsageError(f"batch_size {batch_size} is more than the {len(records)} images of {data}; lower it")
+    channels = 1 if channels == 1 else headers.channels
+    return ImageSource(records, channels=channels, on_bad_file=on_bad_file, cache_gib=cache_gib), headers
 
 
-def check_agreement(config: PretrainConfig, source: ImageSource) -> None:
-    """Compares configuration and images of several processes; raises as `processes.check_agreement`."""
+def check_agreement(settings: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """Compares the flat configuration and the images of several processes; raises as `processes.check_agreement`."""
     own = ("distributed", "threads", "workers", "cache_gib")
-    settings = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in own}
-    processes.check_agreement({"configuration": json.dumps(settings), "images": json.dumps(source.records.paths)})
+    common = {key: value for key, value in settings.items() if key.split(".")[0] not in own}
+    processes.check_agreement({"configuration": json.dumps(common), "images": json.dumps(list(paths))})
 
 
-def make_probe(config: PretrainConfig, backbone: VisionTransformer) -> Probe | None:
-    """The k-NN probe, where the configuration names its images."""
-    probe = config.probe
+def make_evaluators(
+    probe: ProbeConfig,
+    backbone: VisionTransformer,
+    timeline: Timeline,
+    size: int,
+    on_bad_file: Literal["stop", "skip"],
+    threads: int,
+) -> tuple[Evaluator, ...]:
+    """What measures the teacher: the k-NN probe, where its section names a data set.
+
+    Args:
+      probe: the section.
+      backbone: of the kind to be measured.
+      timeline: of the run.
+      size: side in pixels that images are resized to.
+      on_bad_file: of the probe's files.
+      threads: that decode them.
+    """
     if probe.data is None:
-        return None
+        return ()
     made = Probe(
         backbone,
         probe.data,
-        size=config.crops.global_size,
+        size=size,
         k=probe.k,
         images=probe.images,
         data_root=probe.data_root,
         group_regex=probe.group_regex,
-        on_bad_file=config.on_bad_file,
-        threads=config.threads,
+        on_bad_file=on_bad_file,
+        threads=threads,
     )
     print(made.summary)
-    return made
-
-
-def warmup_steps(config: PretrainConfig, run: Run) -> int:
-    """Steps until backbone and heads are trained at the peak learning rate."""
-    return config.head_warmup_steps + int(np.argmax(run.schedules.lr[config.head_warmup_steps :]))
-
-
-def epoch_steps(config: PretrainConfig, images: int) -> int:
-    """Steps of an epoch."""
-    if images < config.batch_size:
-        raise UsageError(f"batch_size {config.batch_size} is more than the {images} images of {config.data}; lower it")
-    return config.steps_per_epoch or images // config.batch_size
-
-
-def total_steps(config: PretrainConfig, images: int) -> int:
-    """Length of the run in steps."""
-    each = epoch_steps(config, images)
-    steps = config.steps or round(config.epochs * each)
-    if steps < 1:
-        raise UsageError(f"epochs {config.epochs:g} make no step; raise them")
-    return steps
-
-
-def masked_bound(config: PretrainConfig) -> int:
-    """The most masked patches that a group of the batch can have."""
-    height, width = _grid(config)
-    masks = config.masking
-    return masking.bound(2 * config.batch_size, height * width, masks.probability, masks.ratio, config.groups)
+    due = every(timeline.steps, probe.every or timeline.steps_per_epoch)
+    return (knn_evaluator(made, due, probe.stop_below),)
 
 
 class DrawMasks(NamedTuple):
     """Adds iBOT's masks to a batch; drawn for the whole batch, of which each process keeps its rows."""
 
-    config: PretrainConfig
+    plan: MaskPlan
+    seed: int
     part: tuple[int, int]
+    """Number of this process, and how many there are."""
 
-    def __call__(self, batch: dict[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
-        config, (process, processes) = self.config, self.part
-        rng = np.random.default_rng((derive(config.seed, "masks"), step))
-        settings = (config.masking.probability, config.masking.ratio, config.groups)
-        masks = masking.draw(rng, 2 * config.batch_size, _grid(config), *settings)
-        rows = masks.reshape(processes, config.batch_size // processes, 2, -1)[process]
-        return batch | {"masks": rows}
+    def __call__(self, batch: HostBatch, step: int) -> HostBatch:
+        process, processes = self.part
+        masks = self.plan.draw(np.random.default_rng((self.seed, step)))
+        return batch | {"masks": masks.reshape(processes, -1, 2, masks.shape[1])[process]}
 
 
-def read_batches(
-    config: PretrainConfig, source: ImageSource, start: int, part: tuple[int, int] = (0, 1)
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step `start` on: uint8 views, masks, and the images' places in the sequence.
-
-    Args:
-      config: of the run.
-      source: the images.
-      start: steps taken before.
-      part: number of this process and how many there are; it reads its rows of each batch.
-    """
-    return pipeline.training_batches(
-        source,
-        partial(multicrop, config=config.crops),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start=start,
-        threads=config.threads,
-        workers=config.workers,
-        part=part,
-        per_batch=DrawMasks(config, part) if config.loss.ibot_weight else None,
-    )
-
-
-def make_augment(config: PretrainConfig, backbone: VisionTransformer) -> Callable[[DeviceBatch], Batch]:
+def make_augment(
+    photometry: PhotometryConfig, preprocessing: Preprocessing, channels: int, seed: int
+) -> Callable[[DeviceBatch], Batch]:
     """The device's half of the augmentation: uint8 views to the normalised ones that a step reads."""
-    mean, std = backbone.preprocessing.mean, backbone.preprocessing.std
-    seed = derive(config.seed, "intensities")
 
     def augment(batch: DeviceBatch) -> Batch:
-        views = augment_views(batch, jax.random.key(seed), config.photometry, mean, std, backbone.channels)
+        mean, std = preprocessing.mean, preprocessing.std
+        views = augment_views(batch, jax.random.key(seed), photometry, mean, std, channels)
         return {"globals": views[0], "locals": views[1], "masks": batch.get("masks")}
 
     return augment
-
-
-def save_teacher(run: Run, params: tree.Params, directory: Path, config: PretrainConfig, step: int) -> None:
-    """Writes a teacher as a model directory: its backbone, and its heads for a later run to go on with.
-
-    Args:
-      run: that it belongs to.
-      params: the teacher's, whole, on one device.
-      directory: where to; a model that is there is replaced.
-      config: of the run.
-      step: steps that it has been trained for.
-    """
-    graph, _ = tree.split(run.backbone)
-    model: VisionTransformer = tree.merge(graph, tree.subtree("backbone", params))
-    write_model(
-        directory,
-        model.name,
-        model.arguments,
-        tree.subtree("backbone", params),
-        dataclasses.replace(run.backbone.preprocessing, size=config.crops.global_size),
-        source={"run": Path(config.out).name, "step": str(step)},
-        extra={name: tree.subtree(name, params) for name in run.graphs.heads},
-        overwrite=True,
-    )
-
-
-def _grid(config: PretrainConfig) -> tuple[int, int]:
-    side = config.crops.global_size // 14
-    return side, side

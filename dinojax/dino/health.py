@@ -56,19 +56,6 @@ def effective_rank(features: jax.Array) -> jax.Array:
     return jnp.exp(jax.scipy.special.entr(shares).sum())
 
 
-def prototypes_used(targets: jax.Array) -> jax.Array:
-    """Share of the prototypes that are the largest of at least one target.
-
-    Args:
-      targets: [..., K], the teacher's targets, N in all.
-
-    Returns:
-      float32 scalar in 1/K..min(1, N/K).
-    """
-    largest = targets.reshape(-1, targets.shape[-1]).argmax(axis=1)
-    return jnp.zeros(targets.shape[-1], jnp.float32).at[largest].set(1.0).mean()
-
-
 def not_finite(step: int, metrics: Mapping[str, float]) -> str | None:
     """One line that names every metric that is nan or infinite after `step`, or None."""
     bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]

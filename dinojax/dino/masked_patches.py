@@ -23,7 +23,7 @@ def pack(masks: jax.Array, bound: int, groups: int) -> Packed:
 
     Args:
       masks: bool [b, V, N].
-      bound: M, the most masked patches that a group can have (`masking.bound`).
+      bound: M, the most masked patches that a group can have (`MaskPlan.bound`).
       groups: g, equal slices of the images.
     """
     per_crop = jnp.broadcast_to(masks.sum(-1, keepdims=True), masks.shape)

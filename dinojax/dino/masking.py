@@ -1,5 +1,6 @@
 """iBOT's block masks, as published DINOv2 draws them (BEiT, Bao et al. 2021, arXiv 2106.08254, algorithm 1)."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,47 +11,45 @@ _ASPECT = (math.log(0.3), math.log(1 / 0.3))
 _TRIES = 10
 
 
-def draw(
-    rng: np.random.Generator,
-    images: int,
-    grid: tuple[int, int],
-    probability: float,
-    ratio: tuple[float, float],
-    groups: int = 1,
-) -> np.ndarray:
-    """Masks of a batch of global crops.
+@dataclasses.dataclass(frozen=True)
+class MaskPlan:
+    """How the global crops of a batch are masked.
 
     In each group, `probability` of the crops are masked. Their target ratios are drawn from equal slices of `ratio`,
-    one slice a crop, and dealt out in random order.
-
-    Args:
-      rng: a generator for this batch alone.
-      images: number of global crops, a multiple of `groups`.
-      grid: rows and columns of patches.
-      probability: share of the crops that are masked.
-      ratio: lowest and highest share of masked patches.
-      groups: equal slices of the batch.
-
-    Returns:
-      bool [images, h·w].
+    one slice per crop, and dealt out in random order.
     """
-    patches = grid[0] * grid[1]
-    size = images // groups
-    masked = int(size * probability)
-    slices = np.linspace(*ratio, masked + 1)
-    masks = np.zeros((groups, size, patches), bool)
-    for group in masks:
-        targets = [int(patches * rng.uniform(low, high)) for low, high in itertools.pairwise(slices)]
-        for place, target in zip(rng.permutation(size), targets, strict=False):
-            group[place] = _block_mask(rng, grid, target).ravel()
-    return masks.reshape(images, patches)
 
+    images: int
+    """Global crops in a batch, a multiple of `groups`."""
+    grid: tuple[int, int]
+    """Rows and columns of patches, h and w."""
+    probability: float
+    """Share of the crops that are masked."""
+    ratio: tuple[float, float]
+    """Lowest and highest share of masked patches in such a crop."""
+    groups: int = 1
+    """Equal slices of the batch."""
 
-def bound(images: int, patches: int, probability: float, ratio: tuple[float, float], groups: int = 1) -> int:
-    """The largest number of masked patches that one group of a batch can have."""
-    masked = int(images // groups * probability)
-    # Never 0: a batch without any mask still has one row, of padding.
-    return max(sum(int(patches * high) for high in np.linspace(*ratio, masked + 1)[1:]), 1)
+    @property
+    def bound(self) -> int:
+        """The largest number of masked patches that one group can have."""
+        # Never 0: a batch without any mask still has one row, of padding.
+        return max(sum(int(math.prod(self.grid) * high) for _, high in self._ratios()), 1)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """The masks of a batch, bool [images, h·w]; `rng` serves this batch alone."""
+        size, patches = self.images // self.groups, math.prod(self.grid)
+        masks = np.zeros((self.groups, size, patches), bool)
+        for group in masks:
+            targets = [int(patches * rng.uniform(low, high)) for low, high in self._ratios()]
+            for place, target in zip(rng.permutation(size), targets, strict=False):
+                group[place] = _block_mask(rng, self.grid, target).ravel()
+        return masks.reshape(self.images, patches)
+
+    def _ratios(self) -> list[tuple[float, float]]:
+        """Lowest and highest ratio of each masked crop of a group."""
+        masked = int(self.images // self.groups * self.probability)
+        return list(itertools.pairwise(np.linspace(*self.ratio, masked + 1).tolist()))
 
 
 def _block_mask(rng: np.random.Generator, grid: tuple[int, int], target: int) -> np.ndarray:

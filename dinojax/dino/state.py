@@ -1,4 +1,4 @@
-"""What a pre-training run goes on from, the schedules that it follows, and its optimizer."""
+"""The state of a pre-training run, the schedules that it follows, and its optimizer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from flax import nnx
 
 from dinojax import schedules, tree
 from dinojax.config.pretrain import OptimConfig, TeacherConfig
+from dinojax.dino.timeline import Timeline
 from dinojax.models import VisionTransformer
 from dinojax.models.heads import DINOHead
 from dinojax.optim import WEIGHT_DECAY, adamw, layer_decay, multipliers
@@ -24,7 +25,7 @@ PROTOTYPES = r"(dino|ibot)_head\.last_layer\..*"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a run goes on from; all of it float32 but for the counts."""
+    """Everything that a run resumes from; all of it float32 but for the counts."""
 
     step: jax.Array
     """int32 scalar: steps taken."""
@@ -40,13 +41,13 @@ class Graphs(NamedTuple):
     """The static halves of the modules. The teacher's backbone drops no paths: it is never called in training mode."""
 
     backbone: nnx.GraphDef
-    heads: dict[str, nnx.GraphDef]
-    """`dino_head`, and `ibot_head` where iBOT has its own."""
+    projections: dict[str, nnx.GraphDef]
+    """The projection heads: `dino_head`, and `ibot_head` where iBOT has its own."""
 
     @property
     def ibot_head(self) -> str:
-        """Name of the head that iBOT's patches go through."""
-        return "ibot_head" if "ibot_head" in self.heads else "dino_head"
+        """Name of the projection head that iBOT's patches go through."""
+        return "ibot_head" if "ibot_head" in self.projections else "dino_head"
 
 
 class Schedules(NamedTuple):
@@ -58,42 +59,29 @@ class Schedules(NamedTuple):
     teacher_temp: np.ndarray
 
 
-def make_schedules(
-    steps: int,
-    epochs: float,
-    batch_size: int,
-    optim: OptimConfig,
-    teacher: TeacherConfig,
-    head_warmup_steps: int = 0,
-) -> Schedules:
-    """The published schedules, with warm-ups given in epochs, laid out over `steps` (DINOv2, appendix B).
+def make_schedules(timeline: Timeline, batch_size: int, optim: OptimConfig, teacher: TeacherConfig) -> Schedules:
+    """The published schedules (DINOv2, appendix B), after the head's warm-up, which has the peak learning rate and all
+    else at its start.
 
     Args:
-      steps: length of the run.
-      epochs: of the run; the unit of the warm-ups.
+      timeline: lengths of the run and of the warm-ups.
       batch_size: of the whole batch, which scales the learning rate.
       optim: rates and decays.
       teacher: momentum and temperature.
-      head_warmup_steps: so many steps come before the schedules, with the peak learning rate and all else at its start.
     """
-    rest = steps - head_warmup_steps
-
-    def warmup(length: float) -> int:
-        return round(length * rest / epochs)
-
+    rest = timeline.steps - timeline.head_warmup
     lr = optim.lr * (batch_size / 1024) ** 0.5 if optim.lr_scaling == "sqrt_1024" else optim.lr
+    temperatures = (teacher.temperature_start, teacher.temperature)
     made = Schedules(
-        lr=schedules.cosine(lr, optim.min_lr, rest, warmup(optim.warmup_epochs)),
+        lr=schedules.cosine(lr, optim.min_lr, rest, timeline.lr_warmup),
         weight_decay=schedules.cosine(optim.weight_decay, optim.weight_decay_end, rest),
         momentum=schedules.cosine(teacher.momentum, teacher.momentum_end, rest),
-        teacher_temp=schedules.linear(
-            teacher.temperature_start, teacher.temperature, rest, warmup(teacher.temperature_warmup_epochs)
-        ),
+        teacher_temp=schedules.linear(*temperatures, rest, timeline.temperature_warmup),
     )
     before = (lr, optim.weight_decay, teacher.momentum, teacher.temperature_start)
     return Schedules(
         *(
-            np.concatenate([np.full(head_warmup_steps, value), schedule])
+            np.concatenate([np.full(timeline.head_warmup, value), schedule])
             for value, schedule in zip(before, made, strict=True)
         )
     )
@@ -103,19 +91,17 @@ def make_optimizer(
     params: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
     depth: int,
     schedules: Schedules,
+    timeline: Timeline,
     optim: OptimConfig,
-    frozen_steps: int,
-    head_warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW with the published parameter groups: layer-wise decay in the backbone, none in the heads.
+    """AdamW with the published parameter groups: layer-wise decay in the backbone, none in the projection heads.
 
     Args:
       params: from `split_modules`; only their paths are read.
       depth: blocks of the backbone.
       schedules: of learning rate and weight decay.
+      timeline: for how long backbone and prototypes are frozen.
       optim: decays, moments and clipping.
-      frozen_steps: of the prototypes.
-      head_warmup_steps: of the backbone.
     """
     table = layer_decay(depth, optim.layer_decay, optim.patch_embed_lr)
     rates = tree.prefixed("backbone", multipliers(tree.subtree("backbone", params), table))
@@ -128,16 +114,16 @@ def make_optimizer(
         beta1=optim.beta1,
         beta2=optim.beta2,
         clip=optim.clip,
-        frozen=((PROTOTYPES, frozen_steps), (BACKBONE, head_warmup_steps)),
+        frozen=((PROTOTYPES, timeline.frozen_prototypes), (BACKBONE, timeline.head_warmup)),
     )
 
 
-def split_modules(backbone: VisionTransformer, heads: Mapping[str, DINOHead]) -> tuple[Graphs, Params]:
-    """The modules' static halves and the parameters of all, under `backbone.` and the heads' names."""
+def split_modules(backbone: VisionTransformer, projections: Mapping[str, DINOHead]) -> tuple[Graphs, Params]:
+    """The modules' static halves, and all parameters under `backbone.` and the projection heads' names."""
     backbone_graph, backbone_params = tree.split(backbone)
     params = tree.prefixed("backbone", backbone_params)
     graphs = {}
-    for name, head in heads.items():
+    for name, head in projections.items():
         graphs[name], head_params = tree.split(head)
         params |= tree.prefixed(name, head_params)
     return Graphs(backbone_graph, graphs), params

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dinojax.look import numbers as inspect
+from dinojax.protocols.knn import Neighbours
 from dinojax.report.plots import COLOURS, GREY
 
 _BLUE, _ORANGE = COLOURS[:2]
@@ -194,7 +195,7 @@ def plot_components(images: np.ndarray, components: inspect.Components, title: s
 def plot_neighbours(
     queries: tuple[np.ndarray, Sequence[str]],
     searched: tuple[np.ndarray, Sequence[str]],
-    neighbours: inspect.Neighbours,
+    neighbours: Neighbours,
     title: str,
 ) -> Figure:
     """Each query and what was found for it, most similar first; frames tell whether the labels agree.

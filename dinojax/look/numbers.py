@@ -6,6 +6,7 @@ patches); the model's own preprocessing is applied. `inspect_plots` draws what c
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,11 +15,13 @@ import pandas as pd
 import scipy.linalg
 from einops import rearrange
 from flax import nnx
-from PIL import Image
 
 from dinojax import tree
-from dinojax.data.sources import ImageSource, Records
-from dinojax.models import Model, VisionTransformer, preprocess
+from dinojax.augment import geometry
+from dinojax.data.memory import decode_all
+from dinojax.data.records import Records
+from dinojax.models import Backbone, VisionTransformer, as_transformer
+from dinojax.protocols.features import FeatureRunner, pooled
 
 PUBLISHED_CUTOFF = 150.0
 """Norm above which a patch of DINOv2 ViT-g/14 is an outlier (Darcet et al. 2023, arXiv 2309.16588, section 2.1)."""
@@ -35,7 +38,7 @@ _PARTS = (
 )
 
 
-def read_images(records: Records, places: np.ndarray, model: Model, size: int | None = None) -> np.ndarray:
+def read_images(records: Records, places: np.ndarray, model: Backbone, size: int | None = None) -> np.ndarray:
     """Decodes images and makes squares of them, bicubically, whatever their shape: uint8 [N, size, size, C].
 
     Args:
@@ -45,22 +48,18 @@ def read_images(records: Records, places: np.ndarray, model: Model, size: int | 
       size: side in pixels; the one that the model's weights were used at, if None.
 
     Raises:
-      BadFile: an image cannot be read.
-      ValueError: a vision transformer's patches do not fill this size.
+      RunError: an image cannot be read.
+      ValueError: the model cannot read images of this size.
     """
     side = model.preprocessing.size if size is None else size
-    if isinstance(model, VisionTransformer) and (side < 1 or side % model.arguments.patch_size):
-        raise ValueError(f"the size is {side}; take a multiple of the patches' {model.arguments.patch_size} pixels")
-    source = ImageSource(records, places, channels=1 if model.channels == 1 else 3)
-    squares = []
-    for place in range(len(places)):
-        image = source[place]["image"]
-        pixels = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        squares.append(np.asarray(pixels.resize((side, side), Image.Resampling.BICUBIC)))
-    return np.stack(squares).reshape(len(places), side, side, -1)
+    model.check_size(side, side)
+    view = partial(geometry.square, size=side, resample=geometry.BICUBIC)
+    decoded = decode_all(records.take(places), {"image": view}, channels=model.channels, threads=2, on_bad_file="stop")
+    images = decoded.views["image"]
+    return np.repeat(images, model.channels, axis=3) if images.shape[3] == 1 else images
 
 
-def parameters_by_part(model: Model) -> pd.DataFrame:
+def parameters_by_part(model: Backbone) -> pd.DataFrame:
     """What a model consists of, a row a part: embeddings, tokens, each block or stage, the final norm.
 
     Returns:
@@ -99,34 +98,18 @@ def _order(part: str) -> tuple[int, int]:
     return kinds.index(kind) if kind in kinds else len(kinds), int(number[0]) if number else 0
 
 
-def pooled_features(model: Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """float32 [N, D]: the class token; of a ResNet, the global average."""
-    return _run(model, images, lambda model, x: model(x).pooled, batch_size)
+def pooled_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """float32 [N, D]: the class token; of a CNN, the global average."""
+    return _run(model, images, pooled, batch_size)
 
 
-def patch_features(model: Model, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
-    """float32 [N, h, w, D]: the patch tokens after the final norm; of a ResNet, the last feature map."""
+def patch_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
+    """float32 [N, h, w, D]: the patch tokens after the final norm; of a CNN, the last feature map."""
     return _run(model, images, lambda model, x: model(x).patches, batch_size)
 
 
-def _run(model: Model, images: np.ndarray, function: Callable[..., jax.Array], batch_size: int) -> np.ndarray:
-    """`function(model, x)` of all images, a batch of one shape at a time."""
-    if not len(images):
-        raise ValueError("there are no images to look at")
-    graph, params = tree.split(model)
-
-    def of_batch(params: tree.Params, images: jax.Array) -> jax.Array:
-        model = tree.merge(graph, params)
-        return function(model, preprocess(images, model)).astype(np.float32)
-
-    run = jax.jit(of_batch)
-    size = min(batch_size, len(images))
-    pieces = []
-    for first in range(0, len(images), size):
-        batch = images[first : first + size]
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-        pieces.append(np.asarray(run(params, filled))[: len(batch)])
-    return np.concatenate(pieces)
+def _run(model: Backbone, images: np.ndarray, function: Callable[..., jax.Array], batch_size: int) -> np.ndarray:
+    return FeatureRunner(model, function, min(batch_size, max(len(images), 1)))(images).astype(np.float32)
 
 
 class ClassAttention(NamedTuple):
@@ -140,13 +123,13 @@ class ClassAttention(NamedTuple):
     """float32 [N, heads]."""
 
 
-def class_attention(model: Model, images: np.ndarray, block: int = -1, batch_size: int = 4) -> ClassAttention:
+def class_attention(model: Backbone, images: np.ndarray, block: int = -1, batch_size: int = 4) -> ClassAttention:
     """Attention of the class token in one block, the last unless told otherwise.
 
     Raises:
       ValueError: not a vision transformer, or it has no such block.
     """
-    transformer = _transformer(model, "attention maps")
+    transformer = as_transformer(model, "attention maps")
     weights = _run(model, images, lambda model, x: model.attention(x, block)[:, :, 0], batch_size)
     first = 1 + transformer.arguments.registers
     rows = images.shape[1] // transformer.arguments.patch_size
@@ -166,7 +149,7 @@ class TokenNorms(NamedTuple):
     """bool [N, h, w]: patches above the cut-off."""
 
 
-def token_norms(model: Model, images: np.ndarray, cutoff: float | None = None, batch_size: int = 8) -> TokenNorms:
+def token_norms(model: Backbone, images: np.ndarray, cutoff: float | None = None, batch_size: int = 8) -> TokenNorms:
     """Looks for outlier tokens: background patches in which a large transformer keeps notes of its own.
 
     Darcet et al. 2023 (arXiv 2309.16588, section 2.1, figure 3) find them in 2 % of the patches of DINOv2 ViT-g, with
@@ -181,7 +164,7 @@ def token_norms(model: Model, images: np.ndarray, cutoff: float | None = None, b
     Raises:
       ValueError: not a vision transformer.
     """
-    transformer = _transformer(model, "outlier tokens")
+    transformer = as_transformer(model, "outlier tokens")
     depth, first = len(transformer.blocks), 1 + transformer.arguments.registers
 
     def norms_of(model: VisionTransformer, x: jax.Array) -> jax.Array:
@@ -220,12 +203,6 @@ def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFr
     }
     table = pd.DataFrame({name: values.mean(0) for name, values in columns.items()})
     return table.rename_axis("head")
-
-
-def _transformer(model: Model, what: str) -> VisionTransformer:
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"a {type(model).__name__} has no {what}: only a vision transformer has tokens that attend")
-    return model
 
 
 class Components(NamedTuple):
@@ -279,50 +256,19 @@ def as_colours(scores: np.ndarray) -> np.ndarray:
     return np.clip((scores - low) / (high - low), 0, 1)
 
 
-class Neighbours(NamedTuple):
-    """The most similar images to each of Q queries, most similar first."""
-
-    places: np.ndarray
-    """int [Q, k]: in the set searched."""
-    similarities: np.ndarray
-    """float32 [Q, k]: cosine, -1..1."""
-
-
-def nearest(queries: np.ndarray, searched: np.ndarray, k: int = 5, excluded: np.ndarray | None = None) -> Neighbours:
-    """Nearest neighbours by cosine similarity.
-
-    Args:
-      queries: [Q, D] pooled features.
-      searched: [N, D].
-      k: how many.
-      excluded: bool [Q, N]: what may not be found, such as the query itself and its patient's other images.
-
-    Raises:
-      ValueError: a query has fewer than k images left.
-    """
-    similarities = _unit(queries) @ _unit(searched).T
-    if excluded is not None:
-        similarities = np.where(excluded, -np.inf, similarities)
-    places = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(similarities, places, axis=1)
-    if found.shape[1] < k or np.isneginf(found).any():
-        raise ValueError(f"there are fewer than {k} images to find; search more of them, or ask for a smaller k")
-    return Neighbours(places, found.astype(np.float32))
-
-
 def similarity_map(patches: np.ndarray, row: int, column: int) -> np.ndarray:
     """Cosine similarity [h, w] of every patch of an image, [h, w, D], to the one at (row, column); 1 there."""
     units = _unit(patches)
     return (units @ units[row, column]).astype(np.float32)
 
 
-def position_similarity(model: Model) -> np.ndarray:
+def position_similarity(model: Backbone) -> np.ndarray:
     """Cosine similarity of the patches' positional embeddings: float32 [M, M, M, M], rows and columns of both.
 
     Raises:
       ValueError: not a vision transformer.
     """
-    table = np.asarray(_transformer(model, "positional embeddings").pos_embed[...], np.float32)[0, 1:]
+    table = np.asarray(as_transformer(model, "positional embeddings").pos_embed[...], np.float32)[0, 1:]
     side = round(len(table) ** 0.5)
     units = _unit(table)
     return (units @ units.T).astype(np.float32).reshape(side, side, side, side)

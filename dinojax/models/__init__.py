@@ -2,23 +2,32 @@
 
 from dinojax.models.preprocessing import Backbone, Features, Preprocessing, normalise, preprocess, to_channels
 from dinojax.models.resnet import ResNet, ResNetArguments
-from dinojax.models.vit import VisionTransformer, ViTArguments
-from dinojax.models.zoo import ARGUMENTS, Arguments, Model, arguments_of, build, create_model, model_names
+from dinojax.models.vit import VisionTransformer, ViTArguments, as_transformer
+from dinojax.models.zoo import (
+    ARGUMENTS,
+    Arguments,
+    arguments_of,
+    build,
+    create_model,
+    create_transformer,
+    model_names,
+)
 
 __all__ = [
     "ARGUMENTS",
     "Arguments",
     "Backbone",
     "Features",
-    "Model",
     "Preprocessing",
     "ResNet",
     "ResNetArguments",
     "ViTArguments",
     "VisionTransformer",
     "arguments_of",
+    "as_transformer",
     "build",
     "create_model",
+    "create_transformer",
     "model_names",
     "normalise",
     "preprocess",

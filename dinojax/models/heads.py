@@ -1,4 +1,4 @@
-"""Heads on a backbone: DINO's projection head, its published linear classifier, and the classifier of fine-tuning."""
+"""Heads on a backbone: DINO's projection head, DINOv2's published linear classifier, and that of fine-tuning."""
 
 import itertools
 
@@ -6,17 +6,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dinojax.models.preprocessing import Features
-from dinojax.models.vit import VisionTransformer
-from dinojax.models.zoo import Model
+from dinojax.models.preprocessing import Backbone
 
 _init_weight = nnx.initializers.truncated_normal(0.02)
 
 
 class DINOHead(nnx.Module):
-    """MLP, L2 normalisation and weight-normalised prototypes (DINO, Caron et al. 2021, arXiv 2104.14294, section 3).
+    """DINO's projection head: MLP, L2 normalisation and weight-normalised prototypes (Caron et al. 2021, 2104.14294).
 
-    The magnitudes `weight_g` are trained, as in the published DINOv2 code.
+    The prototypes' magnitudes `weight_g` are trained, as in the published DINOv2 code.
     """
 
     def __init__(self, width: int, prototypes: int, hidden: int, bottleneck: int, layers: int, rngs: nnx.Rngs) -> None:
@@ -34,11 +32,11 @@ class DINOHead(nnx.Module):
         return self.last_layer(self.embed(x))
 
     def embed(self, x: jax.Array) -> jax.Array:
-        """[..., D] to what is compared with the prototypes, of length 1: [..., bottleneck]."""
+        """Bottleneck features of unit length, [..., D] to [..., bottleneck], in the dtype of x."""
         for layer in self.mlp[:-1]:
             x = jax.nn.gelu(layer(x), approximate=False)
         x = self.mlp[-1](x)
-        # The norm of an all-zero row has no gradient: padded rows must not turn it into NaN.
+        # The norm of an all-zero row has no gradient; padded rows must not make it NaN.
         squared = jnp.sum(jnp.square(x.astype(jnp.float32)), -1, keepdims=True)
         return (x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))).astype(x.dtype)
 
@@ -55,32 +53,32 @@ class Prototypes(nnx.Module):
         return compare(x, self.columns())
 
     def columns(self) -> jax.Array:
-        """What `compare` compares with, [bottleneck, K]: where there are several calls, normalised once for all."""
+        """The prototypes [bottleneck, K] as `compare` takes them: to normalise once for several calls."""
         v = self.weight_v[...].astype(jnp.float32)
         return (v * (self.weight_g[...] / jnp.linalg.norm(v, axis=0))).astype(self.weight_v[...].dtype)
 
 
 def compare(x: jax.Array, columns: jax.Array) -> jax.Array:
-    """Logits float32 [..., K] of what `DINOHead.embed` gives."""
+    """Logits, float32 [..., K], of bottleneck features [..., bottleneck] on prototypes [bottleneck, K]."""
     return jnp.matmul(x, columns, preferred_element_type=jnp.float32)
 
 
 class LinearHead(nnx.Module):
     """A published linear classifier of DINOv2 on frozen features (Oquab et al. 2023, arXiv 2304.07193, section 7.1).
 
-    Its input is the class token of each of the last `blocks` blocks, 1 or 4, the last block's last, and then the mean
-    of the last block's patches; all after the final norm.
+    It reads the class tokens of the last `blocks` blocks (1 or 4), in the order of the blocks, followed by the mean of
+    the last block's patch tokens; all after the final norm.
     """
 
     def __init__(self, kernel: jax.Array, bias: jax.Array, blocks: int) -> None:
-        """Takes the kernel [(blocks + 1) · D, classes] and the bias [classes]."""
+        """Stores the kernel [(blocks + 1) · D, classes] and the bias [classes]."""
         self.kernel, self.bias, self.blocks = nnx.Param(kernel), nnx.Param(bias), blocks
 
-    def __call__(self, model: VisionTransformer, x: jax.Array) -> jax.Array:
+    def __call__(self, model: Backbone, x: jax.Array) -> jax.Array:
         """Normalised images [B, H, W, C] to logits [B, classes].
 
         Raises:
-          ValueError: the model is not as wide as the head's own, or an image does not fit it.
+          ValueError: the model has another width than the head was trained on, or cannot read the images.
         """
         if self.kernel.shape[0] != (self.blocks + 1) * model.width:
             raise ValueError(f"the head reads {self.kernel.shape[0]} features, not those of a {model.name}")
@@ -90,22 +88,22 @@ class LinearHead(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """A backbone with MediDino's head on its pooled features: [norm,] Linear, ReLU, Linear; or one linear layer."""
+    """A backbone with MediDino's head on its pooled features: [norm,] Linear, ReLU, Linear; or a linear layer alone."""
 
-    def __init__(self, backbone: Model, outputs: int, hidden: int, renormalise: bool, rngs: nnx.Rngs) -> None:
-        """Builds the head.
+    def __init__(self, backbone: Backbone, outputs: int, hidden: int, renormalise: bool, rngs: nnx.Rngs) -> None:
+        """Draws the head's weights as PyTorch's `nn.Linear` does.
 
         Args:
-          backbone: gives the features.
-          outputs: logits; 1 for a binary task.
+          backbone: becomes part of the classifier, and is trained with it.
+          outputs: number of logits.
           hidden: width of the layer with ReLU; 0 for a linear head.
           renormalise: applies the final norm of a ViT to the class token a second time, as MediDino's code does.
-          rngs: for the head's weights, drawn as PyTorch's `nn.Linear` draws them.
+          rngs: for the head's weights.
 
         Raises:
-          ValueError: a backbone without a final norm is to apply it again.
+          ValueError: `renormalise` with a backbone that has no final norm.
         """
-        if renormalise and not isinstance(backbone, VisionTransformer):
+        if renormalise and backbone.final_norm is None:
             raise ValueError(f"{backbone.name} has no final norm to apply a second time")
         self.backbone = backbone
         self.renormalise = renormalise
@@ -118,18 +116,17 @@ class Classifier(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """Normalised images [B, H, W, C] to logits [B, outputs]; in training a ResNet's running statistics move."""
-        features: Features = self.backbone(x, train=train, key=key)
-        x = features.pooled
-        if self.renormalise and isinstance(self.backbone, VisionTransformer):
-            x = self.backbone.norm(x)
+        """Normalised images [B, H, W, C] to logits [B, outputs]; `train` and `key` are the backbone's."""
+        x = self.backbone(x, train=train, key=key).pooled
+        if self.renormalise and (norm := self.backbone.final_norm) is not None:
+            x = norm(x)
         for layer in self.head[:-1]:
             x = jax.nn.relu(layer(x))
         return self.head[-1](x)
 
 
 def _torch_linear(inputs: int) -> nnx.Initializer:
-    """PyTorch's default for weights and biases of a linear layer: uniform within ± 1 / sqrt(inputs)."""
+    """PyTorch's default for weights and biases of a linear layer: uniform in ± 1 / √inputs."""
     bound = inputs**-0.5
     return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(
         key, shape, dtype, minval=-bound, maxval=bound

@@ -1,6 +1,6 @@
-"""Interpolation of positional embeddings, exactly as the published models do it on every device.
+"""Bicubic interpolation of positional embeddings, as PyTorch computes it for the published models.
 
-Both kinds are separable and fixed for a given grid, so each is a pair of small matrices: `out = Wy · table · Wxᵀ`.
+Both of its variants are separable and linear, so each is a pair of small matrices: `out = Wy · table · Wxᵀ`.
 """
 
 import functools
@@ -11,14 +11,14 @@ import numpy as np
 
 
 def interpolate(table: jax.Array, grid: tuple[int, int], antialias: bool, offset: float = 0.1) -> jax.Array:
-    """Resamples the positional embeddings of the patches to another grid.
+    """Interpolates the positional embeddings of the patches for another grid.
 
     Args:
-      table: [M, M, D].
-      grid: rows and columns of the patch grid wanted.
+      table: float [M, M, D].
+      grid: rows h and columns w of the new grid.
       antialias: False as in the models without registers (by scale factor with an offset, cubic with a = -0.75); True
         as in those with registers (by size, a = -0.5).
-      offset: 0.1 as published; 0 is by size. Of no account with antialiasing.
+      offset: added to the new size in the scale factor: 0.1 as published; 0 is by size. Unused with antialiasing.
 
     Returns:
       [h, w, D]; the table itself at its own size.

@@ -1,13 +1,16 @@
-"""What every backbone returns, and how an image becomes its input."""
+"""What every backbone is, what it returns, and how an image becomes its input."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+if TYPE_CHECKING:
+    from dinojax.models.zoo import Arguments
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,17 +33,21 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What a checkpoint expects of its input: it belongs to the checkpoint and travels with it."""
+    """What a checkpoint expects of its input; stored with it.
+
+    Raises:
+      ValueError: an `order` other than RGB or BGR.
+    """
 
     size: int = 224
     """Side of the image in pixels that the weights were used at."""
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """One per channel that the model reads, for values in 0..1 and in the order of `order`."""
+    """A value for each channel that the model reads, in that order; for intensities in 0..1."""
     std: tuple[float, ...] = IMAGENET_STD
     window: tuple[float, float] | None = None
-    """Lowest and highest value of 16-bit images: these become 0 and 1."""
+    """The values of 16-bit images that become 0 and 1; what lies outside is clipped."""
     order: Literal["RGB", "BGR"] = "RGB"
-    """Of three channels, as the model reads them; images come in RGB."""
+    """Order of three channels as the model reads them; images are given as RGB."""
 
     def __post_init__(self) -> None:
         if self.order not in ("RGB", "BGR"):
@@ -55,16 +62,55 @@ def imagenet_preprocessing(channels: int, size: int = 224) -> Preprocessing:
 
 
 class Backbone(Protocol):
-    """The interface of every model of this package."""
+    """What every model of this package is, whatever its architecture: the type that all other packages use."""
 
+    name: str
+    """The named size that the arguments were derived from, such as `vits14`."""
     width: int
+    """D, the width of the features."""
     channels: int
+    """C, the channels that the model reads: 1 or 3."""
     preprocessing: Preprocessing
-    __call__: Callable[..., Features]
+
+    @property
+    def arguments(self) -> "Arguments":
+        """Size and form, as `build` takes them."""
+        ...
+
+    @property
+    def final_norm(self) -> Callable[[jax.Array], jax.Array] | None:
+        """The norm that made the features, [..., D] to the same; None where the architecture has none (a ResNet)."""
+        ...
+
+    def __call__(
+        self, x: jax.Array, masks: jax.Array | None = None, train: bool = False, key: jax.Array | None = None
+    ) -> Features:
+        """Features of normalised images, float [B, H, W, C]; ValueError where the shape does not fit."""
+        ...
+
+    def intermediate(self, x: jax.Array, blocks: int = 4) -> tuple[Features, ...]:
+        """Features after each of the last `blocks` blocks, the last block last; ValueError if it has fewer."""
+        ...
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError, which says what sizes fit, if the model cannot read images of this size in pixels."""
+        ...
+
+    def check_batch(self, batch_size: int, height: int, width: int) -> None:
+        """Raises ValueError if the model cannot be trained on batches of so many images of this size."""
+        ...
+
+    def for_inference(self) -> "Backbone":
+        """A model with the same features, but for rounding, and possibly faster; not one to train or to save."""
+        ...
+
+    def images_per_chunk(self, height: int, width: int) -> int:
+        """How many images of this size in pixels a CPU should process at a time, so that its cache holds them."""
+        ...
 
 
 def to_channels(images: jax.Array, channels: int) -> jax.Array:
-    """[B, H, W, C] with C 1 or 3 to `channels` 1 or 3: grey is repeated, RGB becomes luminance."""
+    """[B, H, W, 1 or 3] to [B, H, W, channels]: grey is repeated, RGB becomes luminance; else ValueError."""
     given = images.shape[-1]
     if given == channels:
         return images
@@ -76,7 +122,7 @@ def to_channels(images: jax.Array, channels: int) -> jax.Array:
 
 
 def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """Puts the channels in the model's order, subtracts the mean and divides by the deviation; [..., C] in 0..1."""
+    """Reorders the channels of RGB images [..., C] in 0..1 for the model, and standardises them."""
     if preprocessing.order == "BGR" and images.shape[-1] == 3:
         images = images[..., ::-1]
     return (images - jnp.asarray(preprocessing.mean)) / jnp.asarray(preprocessing.std)
@@ -88,11 +134,11 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
     Args:
       images: [B, H, W, C] with C 1 or 3; uint8 in 0..255, uint16 where the model stores a window, or floating point
         in 0..1.
-      model: its `channels` and `preprocessing` say what it reads.
-      size: resizes to size × size pixels (bicubic, antialiased); without it the images keep their size.
+      model: that they are for.
+      size: side in pixels to resize to (bicubic, antialiased); None keeps their size.
 
     Returns:
-      float32 [B, H, W, channels], normalised, in the model's order of channels.
+      float32 [B, H, W, model.channels], standardised, in the model's order of channels.
 
     Raises:
       ValueError: another number of axes or channels, another dtype, floats outside 0..1, or uint16 without a window.
@@ -117,7 +163,7 @@ def _to_unit_range(images: np.ndarray | jax.Array, preprocessing: Preprocessing)
         return jnp.clip((jnp.asarray(images, jnp.float32) - low) / (high - low), 0.0, 1.0)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be uint8, uint16 or floating point, got {images.dtype}")
-    # Inside a transformation the values are not known; there the caller answers for the range.
+    # Values are unknown while a function is traced: there the caller must see to the range.
     if not isinstance(images, Tracer) and images.size:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0.0 and high <= 1.0):

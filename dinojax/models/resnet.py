@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from flax import nnx
 
 from dinojax.models.preprocessing import Features, imagenet_preprocessing
 
-SMALLEST = 32
-"""Side in pixels of the smallest image: one number is left of it in each channel of the last feature map."""
+_SMALLEST = 32  # side in pixels of an image of which a ResNet50's last feature map has one place
+_MAP_NUMBERS = 3_211_264  # in the largest feature maps of a chunk: four images of 224 pixels in a ResNet50
 _init_conv = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, arXiv 1502.01852
 
 
@@ -21,22 +21,22 @@ class ResNetArguments:
     """Size and form of a bottleneck ResNet; the defaults are torchvision's ResNet50."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
-    """Of each stage."""
+    """Number of blocks in each stage."""
     filters: tuple[int, ...] = (64, 128, 256, 512)
     """Inner width of each stage; its output is four times as wide."""
     stem: int = 64
     """Width of the first convolution."""
     conv_bias: bool = False
     stride_first: bool = False
-    """From the second stage on, stride 2 on the first 1×1 convolution (Keras, the paper) or on the 3×3 (V1.5)."""
+    """From the second stage on, stride 2 is on the first 1×1 convolution (Keras, the paper), not on the 3×3 (V1.5)."""
     bn_eps: float = 1e-5
     channels: int = 3
     bn_momentum: float = 0.1
-    """Share of a batch's statistics in the new running ones; Keras states the share of the old ones."""
+    """Weight of a batch's statistics in the running ones, as in PyTorch; Keras' momentum is 1 minus this."""
 
     @property
     def width(self) -> int:
-        """Of the features."""
+        """Width of the features."""
         return 4 * self.filters[-1]
 
 
@@ -56,7 +56,7 @@ class Conv(nnx.Module):
         if size == 1:
             x = x[:, ::stride, ::stride]
             batch, height, width, _ = x.shape
-            # A matrix product: faster than the convolution that it is.
+            # The same as a convolution, but faster.
             y = rearrange(x, "b h w c -> (b h w) c") @ kernel[0, 0]
             y = rearrange(y, "(b h w) c -> b h w c", b=batch, h=height, w=width)
         else:
@@ -69,12 +69,13 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe & Szegedy 2015, arXiv 1502.03167) over batch, height and width.
 
-    `mean` and `var` are running statistics, no weights: their type is `nnx.BatchStat`, by which they can be told apart.
-    Running variances are estimates with n − 1 in the denominator, in PyTorch as in the fused operation of tf.keras 2,
-    with which RadImageNet was trained (Keras 3 has n).
+    `mean` and `var` are running statistics, not weights; their type, `nnx.BatchStat`, distinguishes them.
+    Running variances have n − 1 in the denominator, in PyTorch as in the fused operation of tf.keras 2, with which
+    RadImageNet was trained (Keras 3 has n). A `frozen` one is in inference mode in training too; `freeze_batchnorm`.
     """
 
     def __init__(self, width: int, arguments: ResNetArguments) -> None:
+        self.frozen = False
         self.eps, self.momentum = arguments.bn_eps, arguments.bn_momentum
         self.scale = nnx.Param(jnp.ones((width,)))
         self.bias = nnx.Param(jnp.zeros((width,)))
@@ -82,13 +83,17 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((width,)))
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises [B, H, W, C], in training by the batch, whose statistics move the running ones in place."""
-        if not train:
+        """Normalises [B, H, W, C]: in training by the batch's statistics, which update the running ones in place.
+
+        Raises:
+          ValueError: the statistics of one value a channel are asked for.
+        """
+        if not train or self.frozen:
             scale, shift = self.affine()
             return x * scale.astype(x.dtype) + shift.astype(x.dtype)
         count = x.size // x.shape[-1]
         if count == 1:
-            raise ValueError("a batch with one value in each channel has no variance; take larger batches or images")
+            raise ValueError("a batch with one value a channel has no variance; take larger batches or images")
         wide = x.astype(jnp.float32)
         mean = wide.mean((0, 1, 2))
         centred = wide - mean
@@ -98,13 +103,13 @@ class BatchNorm(nnx.Module):
         return (centred * (self.scale[...] * jax.lax.rsqrt(var + self.eps)) + self.bias[...]).astype(x.dtype)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """What it does in inference, as a factor and a summand for each channel, float32 [C]."""
+        """Factor and offset of each channel in inference, float32 [C]."""
         scale = self.scale[...] * jax.lax.rsqrt(self.var[...].astype(jnp.float32) + self.eps)
         return scale, self.bias[...] - self.mean[...] * scale
 
 
 class Shortcut(nnx.Module):
-    """What a stage's first block adds instead of its input."""
+    """The projection that replaces the identity in a stage's first block."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, arguments: ResNetArguments, rngs: nnx.Rngs) -> None:
         self.conv = Conv(inputs, outputs, 1, stride, arguments.conv_bias, rngs)
@@ -164,14 +169,14 @@ class ResNet(nnx.Module):
 
         Args:
           x: float [B, H, W, C]; height and width 32 or more, in pixels.
-          masks: none; a ResNet has no mask token.
-          train: normalises by the batch's own statistics and moves the running ones, in place: where the call is
-            traced, read them back from the module that was called (`running_statistics`).
-          key: not used; nothing is drawn.
+          masks: must be None; a ResNet has no mask token.
+          train: BatchNorms that are not frozen normalise by the batch's statistics and update the running ones in
+            place; where the call is traced, read them from the module that was called (`running_statistics`).
+          key: unused; a ResNet draws nothing.
 
         Raises:
-          ValueError: a size or a number of channels that does not fit, masks, training of a folded model, or on a batch
-            that leaves one value in each channel.
+          ValueError: a size, a number of channels or a training batch that does not fit, masks, or training of a model
+            that `for_inference` returned.
         """
         del key
         if masks is not None:
@@ -180,21 +185,49 @@ class ResNet(nnx.Module):
         return _features(last)
 
     def intermediate(self, x: jax.Array, blocks: int = 4) -> tuple[Features, ...]:
-        """Features after each of the last `blocks` blocks, all stages counted together, last block last.
+        """Features after each of the last `blocks` blocks, counted over all stages; the last block last.
 
         Raises:
-          ValueError: as a call does, or there are not so many blocks.
+          ValueError: as of a call, or the model has fewer blocks.
         """
         if not 1 <= blocks <= sum(self.arguments.blocks):
             raise ValueError(f"blocks must be 1 to {sum(self.arguments.blocks)}, got {blocks}")
         return tuple(map(_features, list(self._maps(x, False))[-blocks:]))
 
+    final_norm = None
+
+    def check_size(self, height: int, width: int) -> None:
+        """See `Backbone`: sides of 32 pixels or more, whatever the number of stages."""
+        if min(height, width) < _SMALLEST:
+            raise ValueError(f"height and width must be {_SMALLEST} or more, got {height}×{width}")
+
+    def check_batch(self, batch_size: int, height: int, width: int) -> None:
+        """See `Backbone`: BatchNorm, unless all are frozen, needs more than one value a channel in the last map."""
+        stride = 2 ** (len(self.arguments.blocks) + 1)
+        if batch_size * -(-height // stride) * -(-width // stride) == 1 and running_statistics(self):
+            raise ValueError("BatchNorm has one value a channel, and so no variance; take larger batches or images")
+
+    def for_inference(self) -> "ResNet":
+        """A copy whose BatchNorms are absorbed by the convolutions before them; see `Backbone`."""
+        model = nnx.clone(self)
+        _absorb_batchnorm(model, "conv1", "bn1")
+        for stage in model.layers:
+            for block in stage:
+                for number in (1, 2, 3):
+                    _absorb_batchnorm(block, f"conv{number}", f"bn{number}")
+                if block.shortcut is not None:
+                    _absorb_batchnorm(block.shortcut, "conv", "bn")
+        return model
+
+    def images_per_chunk(self, height: int, width: int) -> int:
+        """See `Backbone`; measured by the numbers in the largest feature maps."""
+        return max(_MAP_NUMBERS // (height * width * self.arguments.stem // 4), 1)
+
     def _maps(self, x: jax.Array, train: bool) -> Iterator[jax.Array]:
         """The feature map [B, h, w, D] after each block."""
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"the model reads [B, H, W, {self.channels}], got shape {x.shape}")
-        if min(x.shape[1:3]) < SMALLEST:
-            raise ValueError(f"height and width must be {SMALLEST} or more, got {x.shape[1]}×{x.shape[2]}")
+        self.check_size(x.shape[1], x.shape[2])
         x = jax.nn.relu(_normalised(self.conv1(x), self.bn1, train))
         # Values are 0 or more: padding by 0, as in Keras, and by the lowest value, as in PyTorch, are the same here.
         window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -209,40 +242,54 @@ def _features(x: jax.Array) -> Features:
     return Features(x.mean((1, 2)), x)
 
 
-def fold(model: ResNet) -> ResNet:
-    """A copy for inference alone, its BatchNorms part of the convolutions before them; not one to save or train."""
-    folded = nnx.clone(model)
-    _fold(folded, ("conv1", "bn1"))
-    for stage in folded.layers:
-        for block in stage:
-            for number in (1, 2, 3):
-                _fold(block, (f"conv{number}", f"bn{number}"))
-            if block.shortcut is not None:
-                _fold(block.shortcut, ("conv", "bn"))
-    return folded
+def freeze_batchnorm(module: nnx.Module, trained: Callable[[str], bool] | Collection[str]) -> None:
+    """Freezes, in place, every BatchNorm of a module whose scale is not trained, and unfreezes all others.
+
+    A frozen one normalises by its running statistics with `train=True` too, and leaves them as they are, as Keras does
+    since TensorFlow 2 for a layer with `trainable=False` (keras.io/api/layers/normalization_layers/batch_normalization,
+    "About setting layer.trainable = False"). PyTorch scripts that set `requires_grad = False` and then call
+    `model.train()` keep batch statistics, and update the running ones, even of frozen layers: to reproduce these, do
+    not call this function. `frozen` is part of the module's graph, so call it before `tree.split`.
+
+    Args:
+      module: a ResNet or what contains one, such as a `Classifier`; in a ViT there is nothing to freeze.
+      trained: the paths of the parameters that are trained, below `module`, or whether one of them is.
+    """
+    is_trained = trained if callable(trained) else trained.__contains__
+    for path, bn in _batchnorms(module).items():
+        bn.frozen = not is_trained(f"{path}scale")
 
 
-def running_statistics(module: nnx.Module) -> dict[str, jax.Array]:
-    """The running means and variances of all BatchNorms inside a module, by path; none of a ViT."""
-    found = nnx.to_flat_state(nnx.state(module, nnx.BatchStat))
-    return {".".join(map(str, path)): leaf.get_value() for path, leaf in found}
+def running_statistics(module: object) -> dict[str, jax.Array]:
+    """Running means and variances, by path, of all BatchNorms in a module that are not frozen; of a ViT, none."""
+    trained = {path: bn for path, bn in _batchnorms(module).items() if not bn.frozen}
+    return {f"{path}{name}": getattr(bn, name).get_value() for path, bn in trained.items() for name in ("mean", "var")}
 
 
-def _normalised(x: jax.Array, bn: BatchNorm | None, train: bool) -> jax.Array:
-    """Without a BatchNorm, which is that of a folded model, nothing is to be done."""
-    if bn is not None:
-        return bn(x, train)
-    if train:
-        raise ValueError("a folded ResNet has no BatchNorm to train; use the model that it was folded from")
-    return x
+def _batchnorms(module: object) -> dict[str, BatchNorm]:
+    """All BatchNorms in a module, by the prefix of their parameters' paths, such as `layers.0.1.bn2.`."""
+    found = ((path, node) for path, node in nnx.iter_graph(module) if isinstance(node, BatchNorm))
+    return {"".join(f"{part}." for part in path): bn for path, bn in found}
 
 
-def _fold(owner: nnx.Module, names: tuple[str, str]) -> None:
-    conv, bn = (getattr(owner, name) for name in names)
+def _absorb_batchnorm(owner: nnx.Module, conv_name: str, bn_name: str) -> None:
+    """Makes a BatchNorm, in inference mode, part of the convolution before it, in place."""
+    conv, bn = getattr(owner, conv_name), getattr(owner, bn_name)
+    if bn is None:
+        return
     scale, shift = bn.affine()
     if conv.bias is not None:
         shift = shift + conv.bias[...] * scale
     dtype = conv.kernel.dtype
     conv.kernel = nnx.Param((conv.kernel[...] * scale).astype(dtype))
     conv.bias = nnx.Param(shift.astype(dtype))
-    setattr(owner, names[1], None)
+    setattr(owner, bn_name, None)
+
+
+def _normalised(x: jax.Array, bn: BatchNorm | None, train: bool) -> jax.Array:
+    """Without a BatchNorm, which `for_inference` removes, the convolution's output as it is."""
+    if bn is not None:
+        return bn(x, train)
+    if train:
+        raise ValueError("this ResNet is for inference: its BatchNorms are absorbed; train the model that it came from")
+    return x

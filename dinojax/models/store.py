@@ -1,66 +1,33 @@
-"""Model directories: `params.safetensors`, one flat mapped file, and `model.json`, which says what it is."""
+"""Model directories: `params.safetensors`, the parameters by path, and `model.json`, which describes the model."""
 
 import dataclasses
 import importlib.metadata
 import json
-import math
-import mmap
-import secrets
-import shutil
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import jax
-import ml_dtypes
 import numpy as np
-import numpy.typing as npt
-import safetensors
 from flax import nnx
 
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
+from dinojax.models.arrays import Arrays, map_arrays, write_arrays
 from dinojax.models.heads import Classifier, LinearHead
-from dinojax.models.preprocessing import Preprocessing
+from dinojax.models.preprocessing import Backbone, Preprocessing
 from dinojax.models.vit import VisionTransformer, ViTArguments
-from dinojax.models.zoo import Arguments, Model, arguments_of, build
+from dinojax.models.zoo import Arguments, arguments_of, build
+from dinojax.runs.files import replacing_directory, write_json
 
-M = TypeVar("M", bound=nnx.Module)
+M = TypeVar("M")
 
-# How a model is trained is a run's business, not the model's.
-_NOT_KEPT = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks", "layer_scale")
-# How safetensors calls the dtypes.
-_DTYPES: dict[str, Any] = {
-    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_},
-    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
-    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8},
-}
-
-Arrays = Mapping[str, np.ndarray | jax.Array]
-
-
-class LazyArrays(Mapping[str, np.ndarray]):
-    """Arrays that are made when they are asked for, each time anew, and whose shapes and dtypes are known before."""
-
-    def __init__(self, arrays: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike, Callable[[], np.ndarray]]]) -> None:
-        """Takes {path: (shape, dtype, function that makes the array)}."""
-        self.shapes: Mapping[str, tuple[int, ...]] = {path: shape for path, (shape, _, _) in arrays.items()}
-        self.dtypes: Mapping[str, np.dtype] = {path: np.dtype(dtype) for path, (_, dtype, _) in arrays.items()}
-        self._functions = {path: function for path, (_, _, function) in arrays.items()}
-
-    def __getitem__(self, path: str) -> np.ndarray:
-        return self._functions[path]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._functions)
-
-    def __len__(self) -> int:
-        return len(self._functions)
+# Arguments of training, which belong to a run rather than to the model.
+_NOT_STORED = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks", "layer_scale")
 
 
 def save_model(
-    directory: str | Path, model: Model, source: Mapping[str, str] | None = None, overwrite: bool = False
+    directory: str | Path, model: Backbone, source: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> None:
     """Writes a backbone as a model directory that `load_model` reads; see `write_model`."""
     _, params = tree.split(model)
@@ -81,55 +48,36 @@ def write_model(
     """Writes a model directory, whole or not at all.
 
     Args:
-      directory: where to; its parents are made.
-      name: the named size that the arguments began from.
+      directory: to write; its parents are created.
+      name: the named size that the arguments were derived from.
       arguments: of the backbone.
       params: array by path; those of `LazyArrays` are made one at a time.
-      preprocessing: what the model expects of its input.
+      preprocessing: of the backbone.
       source: where the weights come from, such as file, sha256 and layout.
-      extra: further such arrays, each written to a file of its key's name (`dino_head`).
+      extra: further arrays, by the stem of the file that each mapping is written to, such as `dino_head`.
       details: further keys of `model.json`, such as a classifier's classes.
-      overwrite: replaces a model that is there.
+      overwrite: replaces an existing directory, rather than only an empty one.
 
     Raises:
-      UsageError: the directory exists and may not be replaced.
+      UsageError: the directory exists and must not be replaced.
+      RunError: it cannot be written.
     """
-    directory = Path(directory).resolve()
-    if directory.exists() and not overwrite and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} exists already; choose another directory or remove it")
     description = {
         "name": name,
-        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_KEPT},
+        "arguments": {k: v for k, v in dataclasses.asdict(arguments).items() if k not in _NOT_STORED},
         "preprocessing": dataclasses.asdict(preprocessing),
         "source": dict(source or {}),
         **(details or {}),
         "versions": {package: importlib.metadata.version(package) for package in ("dinojax", "jax", "flax")},
     }
-    partial = partial_path(directory)
-    replaced = partial.with_suffix(".replaced")
-    partial.mkdir(parents=True)
-    try:
+    with replacing_directory(Path(directory), overwrite) as partial:
         for file, arrays in {"params": params, **(extra or {})}.items():
             write_arrays(partial / f"{file}.safetensors", arrays)
-        (partial / "model.json").write_text(json.dumps(description, indent=2) + "\n")
-        if directory.exists():
-            directory.rename(replaced)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists() and not directory.exists():
-            replaced.rename(directory)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def partial_path(path: Path) -> Path:
-    """Where to write what shall become `path` at once when it is whole: beside it, and no two writers' the same."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        write_json(partial / "model.json", description)
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
-    """The contents of a model directory's `model.json`; raises as `load_model` does."""
+    """The content of a directory's `model.json`; raises as `load_model` does."""
     path = Path(directory) / "model.json"
     if not path.is_file():
         why = "it has no model.json" if path.parent.exists() else "there is nothing of this name"
@@ -147,7 +95,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
 
 
 def read_params(directory: str | Path, file: str = "params") -> dict[str, np.ndarray]:
-    """The arrays of a model directory, each mapped rather than read whole; raises as `load_model` does."""
+    """The arrays in a file of a model directory, mapped rather than read; raises as `load_model` does."""
     path = Path(directory) / f"{file}.safetensors"
     try:
         return map_arrays(path)
@@ -155,18 +103,18 @@ def read_params(directory: str | Path, file: str = "params") -> dict[str, np.nda
         raise RunError(f"{error}; convert or copy the model again") from error
 
 
-def load_model(directory: str | Path, **overrides: object) -> Model:
-    """The model of a directory that `weights_convert` or a run wrote; of a fine-tuned classifier, its backbone.
+def load_model(directory: str | Path, **overrides: object) -> Backbone:
+    """Loads the backbone of a directory that `weights_convert` or a run wrote; of a fine-tuned classifier, that part.
 
     Args:
-      directory: holds `params.safetensors` and `model.json`.
+      directory: contains `params.safetensors` and `model.json`.
       **overrides: arguments of training, such as `drop_path=0.1`.
 
     Raises:
       UsageError: not a model directory, or its model has no such argument.
-      RunError: an unreadable file, or parameters that are not those of the model it names; all differences are listed.
+      RunError: a file cannot be read, or its parameters are not those of the model described; lists all differences.
     """
-    description, name, arguments, preprocessing = described(directory, overrides)
+    description, name, arguments, preprocessing = read_checked_description(directory, overrides)
     params = read_params(directory)
     if "classifier" in description:
         params = tree.subtree("backbone", params)
@@ -175,9 +123,9 @@ def load_model(directory: str | Path, **overrides: object) -> Model:
     return model
 
 
-def load_vit(directory: str | Path, **overrides: object) -> VisionTransformer:
-    """As `load_model`, where only a vision transformer will do; a `UsageError` says so of any other model."""
-    _, name, arguments, _ = described(directory)
+def load_transformer(directory: str | Path, **overrides: object) -> VisionTransformer:
+    """As `load_model`, where only a vision transformer will do; UsageError for other architectures."""
+    _, name, arguments, _ = read_checked_description(directory)
     if not isinstance(arguments, ViTArguments):
         raise UsageError(f"{directory} holds a {name}; a vision transformer is needed here")
     model = load_model(directory, **overrides)
@@ -186,13 +134,13 @@ def load_vit(directory: str | Path, **overrides: object) -> VisionTransformer:
 
 
 def load_classifier(directory: str | Path) -> Classifier:
-    """A fine-tuned classifier, `models/fold_1` of a run, say; its `backbone.preprocessing` is what `finetune` used.
+    """Loads a fine-tuned classifier, such as `models/fold_1` of a run, with the preprocessing that it was trained with.
 
     Raises:
       UsageError: not the directory of a classifier.
       RunError: as `load_model` does.
     """
-    description, name, arguments, preprocessing = described(directory)
+    description, name, arguments, preprocessing = read_checked_description(directory)
     if "classifier" not in description:
         raise UsageError(f"{directory} holds a backbone without a classifier; finetune writes classifiers")
 
@@ -208,7 +156,7 @@ def load_classifier(directory: str | Path) -> Classifier:
 
 
 def load_linear_head(directory: str | Path) -> LinearHead:
-    """The published linear head that `weights_convert` put beside its backbone.
+    """Loads the published linear head that `weights_convert` put beside its backbone.
 
     Raises:
       UsageError: not a model directory, or it has no linear head.
@@ -227,10 +175,10 @@ def load_linear_head(directory: str | Path) -> LinearHead:
         raise RunError(f"{directory}: its linear head is not one of this version: {error!r}") from error
 
 
-def described(
+def read_checked_description(
     directory: str | Path, overrides: Mapping[str, object] | None = None
 ) -> tuple[dict[str, Any], str, Arguments, Preprocessing]:
-    """A model directory's description, and the name, arguments and preprocessing in it; raises as `load_model` does."""
+    """`model.json`, and the name, arguments and preprocessing in it; raises as `load_model` does."""
     description = read_description(directory)
     try:
         name, arguments = description["name"], _tuples(description["arguments"])
@@ -245,85 +193,8 @@ def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled(make: Callable[[], M], params: Mapping[str, np.ndarray], directory: str | Path) -> M:
-    """The module that `make` makes, with these parameters for its own."""
+    """The module that `make` makes, with these parameters."""
     graph, expected = tree.split(nnx.eval_shape(make))
     tree.check(expected, params, str(Path(directory) / "params.safetensors"))
-    # Copies: the model must not change, nor the process die, with a file that somebody overwrites.
+    # Copied, so that overwriting the mapped file neither changes the model nor kills the process.
     return tree.merge(graph, {path: jax.numpy.array(array) for path, array in params.items()})
-
-
-def write_arrays(path: str | Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, readable by all, one array after the other; whole or not at all.
-
-    Args:
-      path: of the file; one that is there is replaced.
-      arrays: each is read once, after the one before it was written; shapes and dtypes are read of all before.
-      metadata: texts kept in the file's header, such as the `format` that some libraries ask for.
-
-    Raises:
-      OSError: it cannot be written.
-      RunError: the format has no such dtype.
-    """
-    path = Path(path)
-    partial = partial_path(path)
-    try:
-        with partial.open("wb") as file:
-            _write(file, arrays, metadata)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _write(file: BinaryIO, arrays: Arrays, metadata: Mapping[str, str] | None) -> None:
-    if isinstance(arrays, LazyArrays):
-        shapes, dtypes = arrays.shapes, arrays.dtypes
-    else:
-        shapes = {name: array.shape for name, array in arrays.items()}
-        dtypes = {name: np.dtype(array.dtype) for name, array in arrays.items()}
-    codes = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
-    if others := sorted({str(dtype) for dtype in dtypes.values()} - {str(dtype) for dtype in codes}):
-        raise RunError(f"safetensors has no arrays of {', '.join(others)}; make them another dtype")
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    # Those of larger numbers first: then each begins at a multiple of its numbers' size.
-    names = sorted(shapes, key=lambda name: -dtypes[name].itemsize)
-    for name in names:
-        begin, end = end, end + math.prod(shapes[name]) * dtypes[name].itemsize
-        header[name] = {"dtype": codes[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in names:  # none is held while the next one is made
-        file.write(_bytes(np.asarray(arrays[name]), name, tuple(shapes[name]), dtypes[name]))
-
-
-def _bytes(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> memoryview:
-    if (array.shape, array.dtype) != (shape, dtype):
-        raise ValueError(f"{name} is {array.dtype} {array.shape}, announced as {dtype} {shape}")
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def map_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file, read-only views of the mapped file; bfloat16 is `ml_dtypes.bfloat16`.
-
-    Raises:
-      RunError: the file is missing, damaged or no safetensors file, or holds another dtype than numpy's and bfloat16.
-    """
-    path = Path(path)
-    try:
-        with safetensors.safe_open(path, "numpy") as checked, path.open("rb") as file:
-            names = checked.keys()
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, struct.error, safetensors.SafetensorError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-    if others := sorted({header[name]["dtype"] for name in names} - _DTYPES.keys()):
-        raise RunError(f"{path} holds arrays of {', '.join(others)}, which cannot be read here")
-    found = {}
-    for name in names:
-        dtype, shape = np.dtype(_DTYPES[header[name]["dtype"]]), header[name]["shape"]
-        offset = 8 + length + header[name]["data_offsets"][0]
-        found[name] = np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
-    return found

@@ -1,9 +1,6 @@
 """DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, 2309.16588)."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +9,10 @@ from einops import rearrange
 from flax import nnx
 
 from dinojax.models import positions
-from dinojax.models.preprocessing import Features, imagenet_preprocessing
+from dinojax.models.blocks import Block, DropPath, Mlp, PatchEmbed
+from dinojax.models.preprocessing import Backbone, Features, imagenet_preprocessing
 
-Mlp = Literal["gelu", "swiglu"]
+_TOKEN_NUMBERS = 200_000  # tokens × width of a chunk: two images of 224 pixels in a ViT-S/14
 _init_weight = nnx.initializers.truncated_normal(0.02)
 
 
@@ -26,168 +24,24 @@ class ViTArguments:
     depth: int
     heads: int
     image_size: int = 518
-    """Side in pixels of the images whose patch grid the positional embeddings have."""
+    """Side in pixels of the images whose grid of patches the positional embeddings have."""
     patch_size: int = 14
     channels: int = 3
     registers: int = 0
-    """With any, positional embeddings are resampled with antialiasing, as published."""
+    """Register tokens; with any, positional embeddings are interpolated with antialiasing, as published."""
     mlp: Mlp = "gelu"
     layer_scale: float = 1.0
-    """Initial value. Hub models are built with 1 and then loaded; the published training starts from 1e-5."""
+    """Initial value. The hub's models are built with 1 and then loaded; the published training starts from 1e-5."""
     drop_path: float = 0.0
-    """Rate of dropped residual branches in training. Not kept in a model directory."""
+    """Rate at which residual branches are dropped in training. Not kept in a model directory."""
     drop_path_uniform: bool = False
-    """The same rate in every block, or rising linearly from 0 to it."""
+    """The same rate in every block, rather than one that rises linearly from 0."""
     drop_path_subset: bool = True
-    """Above a rate of 0.1 a branch runs on a subset of the batch alone, as published; else they are dropped singly."""
+    """At rates above 0.1 a branch is computed for a random subset of the batch only, as published, rather than dropped
+    image by image."""
     loop_blocks: bool = False
-    """Blocks of equal drop path as a loop of the program: compiles sooner and holds one block's gathered weights at a
-    time where they are spread over devices, but stacks all weights first. Not kept in a model directory."""
-
-
-class LayerScale(nnx.Module):
-    """Multiplies by a learned vector (Touvron et al. 2021, arXiv 2103.17239)."""
-
-    def __init__(self, width: int, initial: float) -> None:
-        self.gamma = nnx.Param(jnp.full((width,), initial, jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x * self.gamma[...]
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, width: int, heads: int, rngs: nnx.Rngs) -> None:
-        self.heads = heads
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=_init_weight, rngs=rngs)
-        self.proj = nnx.Linear(width, width, kernel_init=_init_weight, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = self._projections(x)
-        # Softmax is float32 whatever the precision of the products.
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        # Dividing after the product with V touches N·d numbers rather than N·N.
-        total = weights.sum(-1, keepdims=True)
-        out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-        out = self.proj(rearrange(out.astype(x.dtype), "b h n d -> (b n) (h d)"))
-        return rearrange(out, "(b n) d -> b n d", b=len(x))
-
-    def weights(self, x: jax.Array) -> jax.Array:
-        """What each token takes from which: [B, N, D] to float32 [B, heads, N, N], whose rows sum to 1."""
-        q, k, _ = self._projections(x)
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores, axis=-1)
-
-    def _projections(self, x: jax.Array) -> jax.Array:
-        """Queries, keys and values: [3, B, heads, N, D / heads]."""
-        # Matrix products of two axes are faster than of three, forward and backward.
-        qkv = self.qkv(rearrange(x, "b n d -> (b n) d"))
-        return rearrange(qkv, "(b n) (qkv h d) -> qkv b h n d", b=len(x), qkv=3, h=self.heads)
-
-
-class MLP(nnx.Module):
-    """Two layers with the exact (erf) GELU."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
-        self.fc1 = nnx.Linear(width, 4 * width, kernel_init=_init_weight, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * width, width, kernel_init=_init_weight, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        out = self.fc2(jax.nn.gelu(self.fc1(rearrange(x, "b n d -> (b n) d")), approximate=False))
-        return rearrange(out, "(b n) d -> b n d", b=len(x))
-
-
-class SwiGLU(nnx.Module):
-    """SiLU-gated linear unit of ViT-g (Shazeer 2020, arXiv 2002.05202), its hidden width a multiple of 8."""
-
-    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
-        hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
-        self.w12 = nnx.Linear(width, 2 * hidden, kernel_init=_init_weight, rngs=rngs)
-        self.w3 = nnx.Linear(hidden, width, kernel_init=_init_weight, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        gate, value = jnp.split(self.w12(rearrange(x, "b n d -> (b n) d")), 2, axis=-1)
-        return rearrange(self.w3(jax.nn.silu(gate) * value), "(b n) d -> b n d", b=len(x))
-
-
-class Block(nnx.Module):
-    """A pre-norm transformer block."""
-
-    def __init__(self, arguments: ViTArguments, drop_path: float, rngs: nnx.Rngs) -> None:
-        width = arguments.width
-        self.drop_path = DropPath(drop_path, arguments.drop_path_subset and drop_path > 0.1)
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.attn = Attention(width, arguments.heads, rngs)
-        self.ls1 = LayerScale(width, arguments.layer_scale)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.mlp = (MLP if arguments.mlp == "gelu" else SwiGLU)(width, rngs)
-        self.ls2 = LayerScale(width, arguments.layer_scale)
-
-    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """[B, N, D] to the same; keys [2, G], one for each branch and group, drop branches at the block's rate."""
-        first, second = (None, None) if keys is None else keys
-        x = residual(x, lambda x: self.ls1(self.attn(self.norm1(x))), self.drop_path, first)
-        return residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), self.drop_path, second)
-
-
-class DropPath(NamedTuple):
-    """Rate of dropped residual branches, and whether by a subset of the batch or image by image."""
-
-    rate: float
-    subset: bool
-
-
-def residual(
-    x: jax.Array, branch: Callable[[jax.Array], jax.Array], drop: DropPath, keys: jax.Array | None
-) -> jax.Array:
-    """Adds a branch, dropped at a rate when there are keys, one for each of G equal slices of the batch.
-
-    By subset, the branch runs on max(int(B/G·(1 − rate)), 1) random images of each slice only and is scaled by the
-    inverse of their share, so that compute falls with the rate (DINOv2, section 5, "efficient stochastic depth").
-    """
-    if keys is None or drop.rate == 0:
-        return x + branch(x)
-    groups, size = len(keys), len(x) // len(keys)
-    draws = jax.vmap(lambda key: jax.random.uniform(key, (size,)))(keys)
-    if not drop.subset:
-        kept = (draws.reshape(-1, 1, 1) >= drop.rate).astype(x.dtype)
-        return x + branch(x) * kept / (1 - drop.rate)
-    subset = max(int(size * (1 - drop.rate)), 1)
-    grouped = rearrange(x, "(g b) n d -> g b n d", g=groups)
-    # The places of the largest of random numbers are a random subset; a permutation compiles much slower.
-    chosen = jax.lax.top_k(draws, subset)[1]
-    picked = jnp.take_along_axis(grouped, chosen[:, :, None, None], axis=1)
-    added = branch(rearrange(picked, "g b n d -> (g b) n d")) * (size / subset)
-    added = rearrange(added, "(g b) n d -> g b n d", g=groups)
-    return rearrange(jax.vmap(lambda x, i, a: x.at[i].add(a))(grouped, chosen, added), "g b n d -> (g b) n d")
-
-
-class PatchEmbed(nnx.Module):
-    """Linear projection of non-overlapping patches; the kernel has the shape of the convolution that it is."""
-
-    def __init__(self, arguments: ViTArguments, rngs: nnx.Rngs) -> None:
-        size, channels = arguments.patch_size, arguments.channels
-        bound = (channels * size**2) ** -0.5  # PyTorch's default for a convolution, which the published code keeps
-        uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
-        self.proj = nnx.Conv(
-            channels,
-            arguments.width,
-            (size, size),
-            strides=size,
-            kernel_init=lambda key, shape, dtype, **_: uniform(key, shape, dtype),
-            bias_init=lambda key, shape, dtype, **_: uniform(key, shape, dtype),
-            rngs=rngs,
-        )
-        self.size = size
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, h, w, D]."""
-        patches = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.size, q=self.size)
-        kernel = rearrange(self.proj.kernel[...], "p q c d -> (p q c) d")
-        assert self.proj.bias is not None
-        return patches @ kernel + self.proj.bias[...]
+    """Runs blocks of equal drop path in a `jax.lax.scan`: compiles faster and, where weights are sharded, gathers those
+    of one block at a time, but stacks all of them first. Not kept in a model directory."""
 
 
 class VisionTransformer(nnx.Module):
@@ -206,11 +60,12 @@ class VisionTransformer(nnx.Module):
         self.mask_token = nnx.Param(jnp.zeros((1, width)))
         if arguments.registers:
             self.register_tokens = nnx.Param(1e-6 * jax.random.normal(keys[2], (1, arguments.registers, width)))
-        self.patch_embed = PatchEmbed(arguments, rngs)
-        rates = np.linspace(0, arguments.drop_path, arguments.depth)
-        if arguments.drop_path_uniform:
-            rates = np.full(arguments.depth, arguments.drop_path)
-        self.blocks = nnx.List([Block(arguments, float(rate), rngs) for rate in rates])
+        self.patch_embed = PatchEmbed(arguments.patch_size, arguments.channels, width, rngs)
+        first = arguments.drop_path if arguments.drop_path_uniform else 0.0
+        rates = map(float, np.linspace(first, arguments.drop_path, arguments.depth))
+        drops = [DropPath(rate, arguments.drop_path_subset and rate > 0.1) for rate in rates]
+        form = (width, arguments.heads, arguments.mlp, arguments.layer_scale)
+        self.blocks = nnx.List([Block(*form, drop, rngs) for drop in drops])
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
 
     def __call__(
@@ -220,9 +75,9 @@ class VisionTransformer(nnx.Module):
 
         Args:
           x: float [B, H, W, C]; height and width divisible by the patch size.
-          masks: bool [B, h, w] or [B, h·w]; patches replaced by the mask token.
+          masks: bool [B, h, w] or [B, h·w]; True where the mask token replaces a patch.
           train: drops residual branches at the model's rate, which needs a key.
-          key: a PRNG key; or several, [G], one for each of G equal slices of the batch, inside which drop path draws.
+          key: a PRNG key, or [G] of them, one for each of G equal slices of the batch, in which drop path draws apart.
 
         Raises:
           ValueError: a size or a number of channels that does not fit.
@@ -231,7 +86,7 @@ class VisionTransformer(nnx.Module):
         return self._features(self._run_blocks(self._tokens(x, masks), self._drop_keys(train, key)), grid)
 
     def intermediate(self, x: jax.Array, blocks: int = 4) -> tuple[Features, ...]:
-        """Features after each of the last `blocks` blocks, the final norm applied to each; last block last."""
+        """Features after each of the last `blocks` blocks, with the final norm applied to each; the last block last."""
         if not 1 <= blocks <= len(self.blocks):
             raise ValueError(f"blocks must be 1 to {len(self.blocks)}, got {blocks}")
         grid = self._grid(x)
@@ -243,15 +98,15 @@ class VisionTransformer(nnx.Module):
         return tuple(self._features(tokens, grid) for tokens in outputs[-blocks:])
 
     def attention(self, x: jax.Array, block: int = -1) -> jax.Array:
-        """Attention weights of one block, to look at; no other block's are kept.
+        """Attention weights of one block, for inspection.
 
         Args:
           x: as in a call.
-          block: its number from 0, or from the end as in a list.
+          block: its index, counted from the end where negative.
 
         Returns:
-          float32 [B, heads, N, N] with N = 1 + R + h·w: class token, registers, patches row by row. Row i is what token
-          i takes from each token, and sums to 1.
+          float32 [B, heads, N, N] with N = 1 + R + h·w: class token, registers, patches row by row. Row i holds the
+          weights with which token i attends to every token, and sums to 1.
 
         Raises:
           ValueError: a size or a number of channels that does not fit, or no such block.
@@ -263,7 +118,11 @@ class VisionTransformer(nnx.Module):
         return chosen.attn.weights(chosen.norm1(self.stream(x, number)))
 
     def stream(self, x: jax.Array, blocks: int) -> jax.Array:
-        """The residual stream [B, N, D] after the first `blocks` blocks, without the final norm; raises as a call."""
+        """The residual stream [B, N, D] after the first `blocks` blocks, without the final norm.
+
+        Raises:
+          ValueError: as of a call, or the model has fewer blocks.
+        """
         if not 0 <= blocks <= len(self.blocks):
             raise ValueError(f"blocks must be 0 to {len(self.blocks)}, got {blocks}")
         tokens = self._tokens(x, None)
@@ -271,13 +130,34 @@ class VisionTransformer(nnx.Module):
             tokens = block(tokens, None)
         return tokens
 
-    def _grid(self, x: jax.Array) -> tuple[int, int]:
+    @property
+    def final_norm(self) -> nnx.LayerNorm:
+        """See `Backbone`."""
+        return self.norm
+
+    def check_size(self, height: int, width: int) -> None:
+        """See `Backbone`: positive multiples of the patch size."""
         patch = self.arguments.patch_size
+        if min(height, width) < 1 or height % patch or width % patch:
+            raise ValueError(f"height and width must be multiples of {patch}, got {height}×{width}")
+
+    def check_batch(self, batch_size: int, height: int, width: int) -> None:
+        """See `Backbone`: any batch will do, as no image sees another."""
+
+    def for_inference(self) -> "VisionTransformer":
+        """The model itself: nothing is faster in inference; see `Backbone`."""
+        return self
+
+    def images_per_chunk(self, height: int, width: int) -> int:
+        """See `Backbone`; measured by the numbers in the tokens of a block."""
+        tokens = height * width // self.arguments.patch_size**2
+        return max(_TOKEN_NUMBERS // (tokens * self.width), 1)
+
+    def _grid(self, x: jax.Array) -> tuple[int, int]:
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f"the model reads [B, H, W, {self.channels}], got shape {x.shape}")
-        if x.shape[1] % patch or x.shape[2] % patch or 0 in x.shape:
-            raise ValueError(f"height and width must be multiples of {patch}, got {x.shape[1]}×{x.shape[2]}")
-        return x.shape[1] // patch, x.shape[2] // patch
+        self.check_size(x.shape[1], x.shape[2])
+        return x.shape[1] // self.arguments.patch_size, x.shape[2] // self.arguments.patch_size
 
     def _tokens(self, x: jax.Array, masks: jax.Array | None) -> jax.Array:
         """[B, 1 + R + h·w, D]: class token, registers, patches, with positional embeddings."""
@@ -301,7 +181,7 @@ class VisionTransformer(nnx.Module):
         return jnp.concatenate([first_tokens.astype(patches.dtype), patches], axis=1)
 
     def _drop_keys(self, train: bool, key: jax.Array | None) -> jax.Array | None:
-        """[L, 2, G]: a key for each block, branch and group; None where nothing is dropped."""
+        """Keys [L, 2, G] of blocks, branches and slices of the batch; None where nothing is dropped."""
         if not train or self.arguments.drop_path == 0:
             return None
         if key is None:
@@ -325,3 +205,14 @@ class VisionTransformer(nnx.Module):
         first = 1 + self.arguments.registers
         patches = rearrange(tokens[:, first:], "b (h w) d -> b h w d", h=grid[0])
         return Features(tokens[:, 0], patches, tokens[:, 1:first] if self.arguments.registers else None)
+
+
+def as_transformer(model: Backbone, what: str) -> VisionTransformer:
+    """The model, narrowed to a vision transformer.
+
+    Raises:
+      ValueError: it is another architecture, which has no `what`, such as "attention maps".
+    """
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(f"a {type(model).__name__} has no {what}: only a vision transformer has tokens that attend")
+    return model

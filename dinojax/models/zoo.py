@@ -2,21 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, get_args, overload
+from typing import get_args
 
 from flax import nnx
 
 from dinojax.errors import UsageError
+from dinojax.models.blocks import Mlp
+from dinojax.models.preprocessing import Backbone
 from dinojax.models.resnet import ResNet, ResNetArguments
-from dinojax.models.vit import Mlp, VisionTransformer, ViTArguments
+from dinojax.models.vit import VisionTransformer, ViTArguments
 
 Arguments = ViTArguments | ResNetArguments
-Model = VisionTransformer | ResNet
-ViTName = (
-    Literal["vitt14", "vits14", "vitb14", "vitl14", "vitg14"]
-    | Literal["vitt14_reg4", "vits14_reg4", "vitb14_reg4", "vitl14_reg4", "vitg14_reg4"]
-)
-ResNetName = Literal["resnet50", "resnet50_keras"]
 
 _VITS = {
     "vitt14": ViTArguments(width=192, depth=12, heads=3),  # ours, for laptops and tests
@@ -41,45 +37,37 @@ def model_names() -> tuple[str, ...]:
     return tuple(ARGUMENTS)
 
 
-@overload
-def create_model(name: ViTName, rngs: nnx.Rngs, **overrides: object) -> VisionTransformer: ...
-@overload
-def create_model(name: ResNetName, rngs: nnx.Rngs, **overrides: object) -> ResNet: ...
-@overload
-def create_model(name: str, rngs: nnx.Rngs, **overrides: object) -> Model: ...
-def create_model(name: str, rngs: nnx.Rngs, **overrides: object) -> Model:
-    """A backbone with random weights; LayerScale of a ViT is 1.0.
+def create_model(name: str, rngs: nnx.Rngs, **overrides: object) -> Backbone:
+    """A backbone with random weights; a ViT's LayerScale is 1.0.
 
     Args:
       name: one of `model_names()`.
-      rngs: where the weights are drawn from, `nnx.Rngs(0)`.
+      rngs: that the weights are drawn from, such as `nnx.Rngs(0)`.
       **overrides: fields of `ViTArguments` or `ResNetArguments` that differ from the named size, such as `depth=6`.
 
     Raises:
-      UsageError: an unknown name or field, or a size that cannot be.
+      UsageError: an unknown name or field, or values that do not go together.
     """
     return build(name, arguments_of(name, **overrides), rngs)
 
 
-@overload
-def build(name: str, arguments: ViTArguments, rngs: nnx.Rngs) -> VisionTransformer: ...
-@overload
-def build(name: str, arguments: ResNetArguments, rngs: nnx.Rngs) -> ResNet: ...
-@overload
-def build(name: str, arguments: Arguments, rngs: nnx.Rngs) -> Model: ...
-def build(name: str, arguments: Arguments, rngs: nnx.Rngs) -> Model:
-    """The module that the arguments are of, with random weights; `name` is kept beside them."""
+def create_transformer(name: str, rngs: nnx.Rngs, **overrides: object) -> VisionTransformer:
+    """As `create_model`, where only a vision transformer will do; UsageError for other architectures."""
+    if isinstance(ARGUMENTS.get(name), ResNetArguments):
+        choices = (known for known, arguments in ARGUMENTS.items() if isinstance(arguments, ViTArguments))
+        raise UsageError(f"model {name} is not a vision transformer; choose from {', '.join(choices)}")
+    arguments = arguments_of(name, **overrides)
+    assert isinstance(arguments, ViTArguments)
+    return VisionTransformer(name, arguments, rngs)
+
+
+def build(name: str, arguments: Arguments, rngs: nnx.Rngs) -> Backbone:
+    """The backbone of these arguments, with random weights; `name` is only stored with it."""
     if isinstance(arguments, ResNetArguments):
         return ResNet(name, arguments, rngs)
     return VisionTransformer(name, arguments, rngs)
 
 
-@overload
-def arguments_of(name: ViTName, **overrides: object) -> ViTArguments: ...
-@overload
-def arguments_of(name: ResNetName, **overrides: object) -> ResNetArguments: ...
-@overload
-def arguments_of(name: str, **overrides: object) -> Arguments: ...
 def arguments_of(name: str, **overrides: object) -> Arguments:
     """The arguments of a named size with some of them replaced; raises as `create_model` does."""
     if name not in ARGUMENTS:
@@ -98,10 +86,10 @@ def arguments_of(name: str, **overrides: object) -> Arguments:
 def _check_vit(name: str, arguments: ViTArguments) -> None:
     for field in ("width", "depth", "heads", "image_size", "patch_size", "channels"):
         _check_positive(name, field, getattr(arguments, field))
-    if arguments.registers < 0 or arguments.mlp not in get_args(Mlp):
-        raise UsageError(
-            f"model {name}: registers {arguments.registers} or mlp {arguments.mlp!r} is none that there is"
-        )
+    if arguments.registers < 0:
+        raise UsageError(f"model {name}: registers is {arguments.registers}; it must be 0 or above")
+    if arguments.mlp not in get_args(Mlp):
+        raise UsageError(f"model {name}: mlp is {arguments.mlp!r}; choose from {', '.join(get_args(Mlp))}")
     if arguments.width % arguments.heads:
         raise UsageError(f"model {name}: width {arguments.width} is not a multiple of its {arguments.heads} heads")
     if arguments.image_size % arguments.patch_size:
@@ -111,7 +99,7 @@ def _check_vit(name: str, arguments: ViTArguments) -> None:
 def _check_resnet(name: str, arguments: ResNetArguments) -> None:
     blocks, filters = arguments.blocks, arguments.filters
     if not blocks or len(blocks) != len(filters):
-        raise UsageError(f"model {name}: blocks {list(blocks)} and filters {list(filters)} must be as many")
+        raise UsageError(f"model {name}: blocks {list(blocks)} and filters {list(filters)} must be equally long")
     for field in ("stem", "channels", "bn_eps", "bn_momentum"):
         _check_positive(name, field, getattr(arguments, field))
     for field, values in (("blocks", blocks), ("filters", filters)):

@@ -1,7 +1,8 @@
 """Frozen features of many images, in batches spread over the devices."""
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,71 +10,131 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import sharding, tree
-from dinojax.data.pipeline import Batch
-from dinojax.models import Model, ResNet, preprocess
-from dinojax.models.resnet import fold
+from dinojax.data.pipeline import Batch, prefetch
+from dinojax.models import Backbone, preprocess
 
 T = TypeVar("T")
-_TOKEN_NUMBERS = 200_000  # tokens × width of a chunk: two images of 224 pixels in a ViT-S/14
-_MAP_NUMBERS = 3_211_264  # in the largest feature maps of a chunk: four images of 224 pixels in a ResNet50
 
 
 class Extracted(NamedTuple):
-    """Features of N images, on the host."""
+    """Features of N images, on the host, and what their batches brought along."""
 
     pooled: np.ndarray
-    """float32 [N, D]: the class token; of a ResNet, the global average."""
+    """float32 [N, D]: the class token; of a CNN, the global average."""
     mean_patch: np.ndarray
-    """float32 [N, D]: the mean of the patch tokens; of a ResNet, the same."""
-    labels: np.ndarray
-    """int32 [N]; -1 where there are none."""
-    indices: np.ndarray
-    """int32 [N]: places in the records."""
+    """float32 [N, D]: the mean of the patch tokens; of a CNN, the same."""
+    columns: dict[str, np.ndarray]
+    """[N, ...]: such as `index`, the place in the records."""
 
 
-def extract(model: Model, batches: Iterable[Batch]) -> Extracted:
-    """Runs a backbone over batches of one shape, preprocessing on the device.
+def pooled(backbone: Backbone, x: jax.Array) -> jax.Array:
+    """float32 [B, D]: the class token; of a CNN, the global average."""
+    return backbone(x).pooled.astype(jnp.float32)
+
+
+def pooled_and_mean_patch(backbone: Backbone, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """float32 [B, D] twice: `pooled`, and the mean of the patch tokens."""
+    features = backbone(x)
+    return features.pooled.astype(jnp.float32), features.patches.mean((1, 2)).astype(jnp.float32)
+
+
+class FeatureRunner(Generic[T]):
+    """A function of a backbone and its input, compiled once and run over any number of images.
+
+    Preprocessing is the model's own, on the device.
+    """
+
+    def __init__(self, model: Backbone, function: Callable[[Any, jax.Array], T], batch_size: int) -> None:
+        """Compiles nothing yet.
+
+        Args:
+          model: used in inference mode.
+          function: takes a backbone and its normalised input [B, H, W, C] to arrays [B, ...], a row of which depends on
+            its image alone.
+          batch_size: images at a time; as many of this process' devices as divide it take part.
+        """
+        graph, params = tree.split(model.for_inference())
+        self.batch_size = batch_size
+        self._mesh = sharding.widest_mesh(batch_size)
+        self._own = params
+
+        def forward(params: tree.Params, images: jax.Array) -> T:
+            backbone = tree.merge(graph, params)
+            return function(backbone, preprocess(images, backbone))
+
+        self._run = jax.jit(chunked(forward, self._mesh, model.images_per_chunk))
+
+    def __call__(self, images: np.ndarray, params: tree.Params | None = None) -> Any:
+        """The function's results for images in memory.
+
+        Args:
+          images: uint8 [N, H, W, C] of a size that the model reads.
+          params: in place of the model's own, the same on all devices; of a vision transformer, whose inference form
+            has the same parameters.
+
+        Returns:
+          NumPy arrays [N, ...].
+
+        Raises:
+          ValueError: there are no images.
+        """
+        params = self._params if params is None else self._everywhere(params)
+        places = (np.arange(first, first + self.batch_size) for first in range(0, len(images), self.batch_size))
+        batches = prefetch((images[np.minimum(chosen, len(images) - 1)] for chosen in places), self._put)
+        return stacked((jax.device_get(self._run(params, batch)) for batch in batches), len(images))
+
+    def run(self, batch: Batch) -> T:
+        """The function's results for `image` of one batch of `batch_size`, on the host."""
+        return jax.device_get(self._run(self._params, self._put(batch["image"])))
+
+    @functools.cached_property
+    def _params(self) -> tree.Params:
+        return self._everywhere(self._own)
+
+    def _put(self, images: np.ndarray) -> jax.Array:
+        return sharding.put_batch(self._mesh, {"image": images})["image"]
+
+    def _everywhere(self, params: tree.Params) -> tree.Params:
+        local = {path: _one_copy(value) for path, value in params.items()}
+        return jax.device_put(local, sharding.replicated(self._mesh))
+
+
+def extract(model: Backbone, batches: Iterable[Batch]) -> Extracted:
+    """Runs a backbone over batches of one shape, without holding the images.
 
     Args:
-      model: in inference mode; its own preprocessing is used.
-      batches: `image` uint8 [B, H, W, C] with sides that the model reads, `label`, `index` and `valid` [B], as
-        `evaluation_batches` gives them. What is not valid is left out.
+      model: its own preprocessing is used.
+      batches: `image` uint8 [B, H, W, C] with sides that the model reads, and `valid` [B], as `evaluation_batches`
+        gives them; any further columns. What is not valid is left out.
 
     Raises:
       ValueError: there are no batches.
     """
-    graph, params = tree.split(fold(model) if isinstance(model, ResNet) else model)
+    runner: FeatureRunner[tuple[jax.Array, jax.Array]] | None = None
 
-    def forward(params: tree.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        backbone = tree.merge(graph, params)
-        features = backbone(preprocess(images, backbone))
-        return features.pooled, features.patches.mean((1, 2))
+    def pieces() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal runner
+        for batch in batches:
+            runner = runner or FeatureRunner(model, pooled_and_mean_patch, len(batch["image"]))
+            tokens, patches = runner.run(batch)
+            columns = {name: column for name, column in batch.items() if name not in ("image", "valid")}
+            found: Mapping[str, Any] = {"pooled": tokens, "mean_patch": patches, **columns}
+            yield {name: column[batch["valid"]] for name, column in found.items()}
 
-    mesh, run, pieces = None, None, []
-    for batch in batches:
-        if mesh is None or run is None:
-            mesh = sharding.widest_mesh(len(batch["image"]))
-            params = jax.device_put(params, sharding.replicated(mesh))
-            run = jax.jit(chunked(forward, mesh, images_per_chunk(model, *batch["image"].shape[1:3])))
-        images = sharding.put_batch(mesh, {"image": batch["image"]})["image"]
-        pooled, mean_patch = jax.device_get(run(params, images))
-        columns = (pooled, mean_patch, batch["label"], batch["index"])
-        pieces.append(tuple(column[batch["valid"]] for column in columns))
-    if not pieces:
-        raise ValueError("there are no batches to extract features from")
-    return Extracted(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+    columns = stacked(pieces())
+    return Extracted(columns.pop("pooled"), columns.pop("mean_patch"), columns)
 
 
-def images_per_chunk(model: Model, height: int, width: int) -> int:
-    """How many images of this size in pixels a CPU handles best at a time: as many as its cache has room for."""
-    if isinstance(model, ResNet):
-        return max(_MAP_NUMBERS // (height * width * model.arguments.stem // 4), 1)
-    tokens = height * width // model.arguments.patch_size**2
-    return max(_TOKEN_NUMBERS // (tokens * model.width), 1)
+def stacked(pieces: Iterable[Any], count: int | None = None) -> Any:
+    """One pytree of arrays out of several, joined along the leading axis and cut off after `count` rows."""
+    held = list(pieces)
+    if not held:
+        raise ValueError("there are no images to extract features from")
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *held)
 
 
 def chunked(
-    forward: Callable[[tree.Params, jax.Array], T], mesh: Mesh, chunk: int
+    forward: Callable[[tree.Params, jax.Array], T], mesh: Mesh, images_per_chunk: Callable[[int, int], int]
 ) -> Callable[[tree.Params, jax.Array], T]:
     """A function of large batches that runs a few images at a time inside the program, to be compiled.
 
@@ -83,13 +144,13 @@ def chunked(
     Args:
       forward: gets parameters and images [B, ...], and gives arrays [B, ...], a row of which depends on its image only.
       mesh: the images are spread over it as `sharding.put_batch` does it.
-      chunk: images of a device to run at a time, at most.
+      images_per_chunk: how many images of this height and width a device runs at a time, at most.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return forward
 
     def on_device(params: tree.Params, images: jax.Array) -> T:
-        count = len(images)
+        count, chunk = len(images), images_per_chunk(*images.shape[1:3])
         if count <= chunk:
             return forward(params, images)
         chunks = -(-count // chunk)
@@ -101,3 +162,8 @@ def chunked(
 
     spread = sharding.batch_sharding(mesh).spec
     return jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), spread), out_specs=spread)
+
+
+def _one_copy(value: jax.Array) -> jax.Array:
+    """This process's copy of what is the same on the devices of several."""
+    return value.addressable_data(0) if value.is_fully_replicated else value

@@ -1,12 +1,13 @@
 """Fine-tuning of one starting point on one fold with one setting (MediDino 2024, "fine-tuning", and its code).
 
-Adam at a constant rate, all weights trained, validation loss after every epoch, and a real copy of the best weights.
+Adam at a constant rate, validation loss after every epoch, and a real copy of the best weights.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,25 @@ from flax import nnx
 
 from dinojax import sharding, tree
 from dinojax.augment.classification import train_transform
-from dinojax.config.finetune import AugmentConfig, ClassifierConfig
+from dinojax.config.finetune import AugmentConfig
 from dinojax.data import pipeline
-from dinojax.data.memory import CachedSource, Cases
-from dinojax.data.splits import Fold
+from dinojax.data.memory import MemorySource
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Model, ResNet, preprocess
+from dinojax.models import preprocess
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import running_statistics
-from dinojax.optim import WEIGHT_DECAY, adamw, apply_updates, multipliers
+from dinojax.optim import adamw, apply_updates
+from dinojax.protocols.features import stacked
+from dinojax.protocols.study import Scored, Unit
+from dinojax.protocols.task import Task
 from dinojax.tree import Params
 
 EVALUATION_BATCH = 32
+RATES: Mapping[str, Sequence[tuple[str, float | None]]] = {
+    "full": ((r".*", 1.0),),
+    "frozen": ((r"head\..*", 1.0), (r".*", None)),
+}
+"""By mode, multipliers of the learning rate by path; None: not trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,48 +51,25 @@ class Setting:
         return f"lr{self.lr:g}_bs{self.batch_size}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What all settings share."""
-
-    epochs: int
-    epoch_selection: Literal["lowest_val_loss", "last"]
-    image_size: int
-    augment: AugmentConfig
-    threads: int
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UsageError(f"epochs is {self.epochs}; it must be 1 or above")
-
-
 def make_grid(lrs: Sequence[float], batch_sizes: Sequence[int]) -> tuple[Setting, ...]:
     """Every learning rate with every batch size.
 
     Raises:
-      UsageError: a list is empty, repeats a number, or holds one that cannot be.
+      UsageError: a number is there twice.
     """
     settings = tuple(Setting(lr, batch_size) for lr in lrs for batch_size in batch_sizes)
-    if not settings or len({setting.name for setting in settings}) < len(settings):
+    if len({setting.name for setting in settings}) < len(settings):
         raise UsageError(f"lrs {list(lrs)} and batch_sizes {list(batch_sizes)}: each must list different numbers")
-    if min(batch_sizes) < 1 or min(lrs) <= 0:
-        raise UsageError(f"lrs {list(lrs)} and batch_sizes {list(batch_sizes)}: must be above 0")
     return settings
-
-
-def head_of(config: ClassifierConfig, backbone: Model) -> dict[str, Any]:
-    """The form of a classifier's head as it is used: a ResNet has no final norm to apply a second time."""
-    renormalise = config.renormalise and not isinstance(backbone, ResNet)
-    return dataclasses.asdict(config) | {"renormalise": renormalise}
 
 
 class State(NamedTuple):
     """What a step changes; donated to it."""
 
     params: Params
-    """All that the classifier holds, the running statistics of a ResNet included."""
+    """All that the classifier holds, frozen parameters and running statistics of BatchNorm included."""
     optimizer: optax.OptState
-    """Of the weights alone."""
+    """Of the trained parameters alone."""
 
 
 class Steps(NamedTuple):
@@ -93,45 +78,49 @@ class Steps(NamedTuple):
     mesh: jax.sharding.Mesh
     init: Callable[[Params], State]
     train: Callable[[State, Mapping[str, jax.Array], float], tuple[State, jax.Array]]
-    """(state, batch, lr) to (state, loss), in training mode: a ResNet normalises by the statistics of the whole batch,
+    """(state, batch, lr) to (state, loss), in training mode: BatchNorm normalises by the statistics of the whole batch,
     on however many devices, and its running ones move. The state given is donated."""
     predict: Callable[[Params, jax.Array], jax.Array]
     """(params, uint8 [B, S, S, C]) to logits [B, outputs], in inference mode."""
 
 
-def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: jax.sharding.Mesh) -> Steps:
+def make_steps(
+    graph: nnx.GraphDef,
+    params: Params,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    rates: Mapping[str, float],
+    decays: Mapping[str, float],
+    mesh: jax.sharding.Mesh,
+) -> Steps:
     """Builds and compiles the step of a classifier.
 
     Args:
       graph: of a `Classifier`; its backbone's preprocessing is applied on the device.
-      params: of the same; their paths tell which of them are decayed.
-      weight_decay: 0 is Adam.
+      params: of the same; only paths and shapes are read.
+      loss: of logits [B, outputs] and labels, a scalar.
+      rates: multiplier of the learning rate by path. A path without one is frozen: it has no gradient and no optimizer
+        state. What becomes of its BatchNorm is part of the graph (`resnet.freeze_batchnorm`).
+      decays: weight decay by path, of all paths with a rate; 0 everywhere is Adam.
       mesh: batches are spread over it, parameters and moments over its axis `fsdp`.
     """
     same = sharding.replicated(mesh)
-    running = running_statistics(tree.merge(graph, params)).keys()
-    rates = dict.fromkeys(params.keys() - running, 1.0)
-    decays = multipliers(rates, WEIGHT_DECAY)
 
-    def weights_of(params: Params) -> Params:
-        return {path: value for path, value in params.items() if path not in running}
+    def trained(params: Params) -> Params:
+        return {path: value for path, value in params.items() if path in rates}
 
     def loss_of(weights: Params, params: Params, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Params]:
         classifier: Classifier = tree.merge(graph, params | weights)
         logits = classifier(preprocess(batch["image"], classifier.backbone), train=True)
-        moved, labels = running_statistics(classifier), batch["label"]
-        if logits.shape[-1] == 1:
-            return optax.sigmoid_binary_cross_entropy(logits[:, 0], labels).mean(), moved
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), moved
+        return loss(logits, batch["label"]), running_statistics(classifier)
 
     def train(state: State, batch: Mapping[str, jax.Array], lr: float) -> tuple[State, jax.Array]:
-        weights = weights_of(state.params)
-        (loss, moved), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, state.params, batch)
-        updates, optimizer = adamw(lr, weight_decay, rates, decays).update(gradients, state.optimizer, weights)
-        return State(apply_updates(weights, updates) | moved, optimizer), loss
+        weights = trained(state.params)
+        (value, moved), gradients = jax.value_and_grad(loss_of, has_aux=True)(weights, state.params, batch)
+        updates, optimizer = adamw(lr, 1.0, rates, decays).update(gradients, state.optimizer, weights)
+        return State(state.params | apply_updates(weights, updates) | moved, optimizer), value
 
     def init(params: Params) -> State:
-        return State(params, adamw(0.0, weight_decay, rates, decays).init(weights_of(params)))
+        return State(params, adamw(0.0, 1.0, rates, decays).init(trained(params)))
 
     def logits_of(params: Params, images: jax.Array) -> jax.Array:
         classifier: Classifier = tree.merge(graph, params)
@@ -146,84 +135,96 @@ def make_steps(graph: nnx.GraphDef, params: Params, weight_decay: float, mesh: j
     )
 
 
-class Fitted(NamedTuple):
-    """The weights that were kept, and what they predict."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finetuning:
+    """The protocol: fine-tunes on a unit's training part and predicts its validation and test part."""
 
-    epoch: int
-    """From 1."""
-    val_loss: float
-    history: list[tuple[float, float]]
-    """Training and validation loss of every epoch, in nats."""
-    params: Params
-    val_scores: np.ndarray
-    """float64 [len(fold.val), C], probabilities."""
-    test_scores: np.ndarray
-    """float64 [len(fold.test), C]."""
+    task: Task
+    images: np.ndarray
+    """uint8 [N, S, S, C], of all cases."""
+    labels: np.ndarray
+    steps: Mapping[int, Steps]
+    """By batch size."""
+    start: Callable[[int], Params]
+    """Initial weights by seed; left as they are."""
+    epochs: int
+    epoch_selection: Literal["lowest_val_loss", "last"]
+    augment: AugmentConfig
+    threads: int
+    seed: int
+    write_weights: Callable[[Unit, int, Params, Path], None]
+    """Gets the unit, the epoch and the weights that were kept, and the folder to write."""
 
+    def __call__(
+        self,
+        unit: Unit,
+        after_step: Callable[[], None] = lambda: None,
+        after_epoch: Callable[[int, float], None] = lambda epoch, val_loss: None,
+    ) -> Scored:
+        """Trains for `epochs`.
 
-def fit(
-    steps: Steps,
-    start: Params,
-    cases: Cases,
-    fold: Fold,
-    setting: Setting,
-    recipe: Recipe,
-    seed: int,
-    after_step: Callable[[], None],
-    after_epoch: Callable[[int, float], None],
-) -> Fitted:
-    """Fine-tunes on the fold's training part, and predicts its validation and test part.
+        Args:
+          unit: its setting is a `Setting`.
+          after_step: may raise to end the run.
+          after_epoch: gets the epochs done and the validation loss.
 
-    Args:
-      steps: from `make_steps`.
-      start: the initial weights; left as they are.
-      cases: of the task.
-      fold: places in the cases.
-      setting: learning rate and batch size.
-      recipe: what all settings share.
-      seed: of the order and the augmentation.
-      after_step: may raise to end the run.
-      after_epoch: gets the epochs done and the validation loss.
+        Raises:
+          RunError: the validation loss is not finite.
+        """
+        steps, fold = self.steps[unit.setting.batch_size], unit.fold
+        # Order, augmentation and the head's weights are the same for every setting of a fold.
+        seed = int(np.random.SeedSequence((self.seed, unit.number)).generate_state(1)[0] >> 1)
+        # The step destroys what it is given: it gets copies of its own.
+        start = {path: jnp.array(value) for path, value in self.start(seed).items()}
+        state = steps.init(sharding.put_state(steps.mesh, start))
+        batches = self._batches(steps, unit, seed)
+        history: list[dict[str, float]] = []
+        kept: tuple[int, float, Params, np.ndarray] | None = None
+        done = 0
+        for epoch in range(1, self.epochs + 1):
+            losses = []
+            # Epochs end where every image was seen once more, give or take a batch.
+            while not losses or done * unit.setting.batch_size < epoch * len(fold.train):
+                state, loss = steps.train(state, next(batches), unit.setting.lr)
+                losses.append(loss)
+                done += 1
+                if len(losses) > 1:
+                    losses[-2].block_until_ready()  # one step ahead of the device is enough, and signals are soon seen
+                after_step()
+            logits = predict(steps, state.params, self.images, fold.val)
+            val_loss = self.task.validation_loss(logits, self.labels[fold.val])
+            if not np.isfinite(val_loss):
+                raise RunError(
+                    f"setting {unit.setting.name}: the validation loss is {val_loss} after epoch {epoch}; lower the lr"
+                )
+            train_loss = float(np.mean(jax.device_get(losses)))
+            history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss})
+            if kept is None or self.epoch_selection == "last" or val_loss < kept[1]:
+                kept = epoch, val_loss, jax.tree.map(jnp.copy, state.params), logits
+            after_epoch(epoch, val_loss)
+        assert kept is not None
+        epoch, val_loss, params, val_logits = kept
+        test_logits = predict(steps, params, self.images, fold.test)
+        return Scored(
+            self.task.probabilities(val_logits),
+            self.task.probabilities(test_logits),
+            {"epoch": epoch, "val_loss": val_loss},
+            history,
+            partial(self.write_weights, unit, epoch, params),
+        )
 
-    Raises:
-      RunError: the validation loss is not finite.
-    """
-    mesh = steps.mesh
-    # The step destroys what it is given: it gets copies of its own.
-    state = steps.init(sharding.put_state(mesh, {k: jnp.array(v) for k, v in start.items()}))
-    transform = partial(train_transform, size=recipe.image_size, config=recipe.augment)
-    source = CachedSource(cases, fold.train)
-    batches = pipeline.prefetch(
-        pipeline.training_batches(source, transform, batch_size=setting.batch_size, seed=seed, threads=recipe.threads),
-        lambda batch: sharding.put_batch(mesh, {name: batch[name] for name in ("image", "label")}),
-    )
-    history: list[tuple[float, float]] = []
-    kept: tuple[int, float, Params, np.ndarray] | None = None
-    done = 0
-    for epoch in range(1, recipe.epochs + 1):
-        losses = []
-        # Epochs end where every image was seen once more, give or take a batch.
-        while not losses or done * setting.batch_size < epoch * len(source):
-            state, loss = steps.train(state, next(batches), setting.lr)
-            losses.append(loss)
-            done += 1
-            if len(losses) > 1:
-                losses[-2].block_until_ready()  # one step ahead of the device is enough, and a signal is soon answered
-            after_step()
-        logits = predict(steps, state.params, cases.images, fold.val)
-        val_loss = cross_entropy(logits, cases.labels[fold.val])
-        if not np.isfinite(val_loss):
-            raise RunError(
-                f"setting {setting.name}: the validation loss is {val_loss} after epoch {epoch}; lower the lr"
-            )
-        history.append((float(np.mean(jax.device_get(losses))), val_loss))
-        if kept is None or recipe.epoch_selection == "last" or val_loss < kept[1]:
-            kept = epoch, val_loss, jax.tree.map(jnp.copy, state.params), logits
-        after_epoch(epoch, val_loss)
-    assert kept is not None
-    epoch, val_loss, params, val_logits = kept
-    test_logits = predict(steps, params, cases.images, fold.test)
-    return Fitted(epoch, val_loss, history, params, probabilities(val_logits), probabilities(test_logits))
+    def _batches(self, steps: Steps, unit: Unit, seed: int) -> Iterator[dict[str, jax.Array]]:
+        size = self.images.shape[1]
+        batches = pipeline.training_batches(
+            MemorySource(self.images, self.labels, unit.fold.train),
+            partial(train_transform, size=size, config=self.augment),
+            batch_size=unit.setting.batch_size,
+            seed=seed,
+            threads=self.threads,
+        )
+        return pipeline.prefetch(
+            batches, lambda batch: sharding.put_batch(steps.mesh, {name: batch[name] for name in ("image", "label")})
+        )
 
 
 def predict(steps: Steps, params: Params, images: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -237,27 +238,6 @@ def predict(steps: Steps, params: Params, images: np.ndarray, indices: np.ndarra
     """
     mesh = steps.mesh
     size = mesh.size * -(-EVALUATION_BATCH // mesh.size)
-    pieces = []
-    for first in range(0, len(indices), size):
-        chosen = indices[first : first + size]
-        padded = np.resize(chosen, size)
-        batch = sharding.put_batch(mesh, {"image": images[padded]})
-        pieces.append(jax.device_get(steps.predict(params, batch["image"]))[: len(chosen)])
-    return np.concatenate(pieces)
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Logits [N, outputs] to float64 [N, C]: softmax, or of one logit the sigmoid and its complement."""
-    return np.exp(_log_probabilities(logits))
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the cases of −log of the true class's probability, in nats."""
-    return float(-_log_probabilities(logits)[np.arange(len(labels)), labels].mean())
-
-
-def _log_probabilities(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    if logits.shape[1] == 1:
-        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    filled = np.resize(indices, -(-len(indices) // size) * size).reshape(-1, size)
+    batches = (sharding.put_batch(mesh, {"image": images[chosen]})["image"] for chosen in filled)
+    return stacked((jax.device_get(steps.predict(params, batch)) for batch in batches), len(indices))

@@ -1,40 +1,44 @@
 """What raw pixels reach on the same folds: a model that has learned something beats this."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
 
 import numpy as np
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from dinojax.data.splits import Fold
-from dinojax.protocols.knn import knn_majority
+from dinojax.augment import geometry
+from dinojax.protocols.study import Score, Scored, Unit
+from dinojax.protocols.task import Task
 
 SIDE = 32
-Scorer = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def grey_pixels(images: Iterable[np.ndarray], side: int = SIDE) -> np.ndarray:
-    """Images as small grey squares, by Pillow's bilinear resize (antialiased).
+@dataclasses.dataclass(frozen=True)
+class LogisticPixels:
+    """The one setting."""
+
+    side: int = SIDE
+    """Of the squares, in pixels."""
+
+    @property
+    def name(self) -> str:
+        """Names it in tables and files."""
+        return f"logistic_{self.side}"
+
+
+def grey_pixels(image: np.ndarray) -> np.ndarray:
+    """An image as a small grey square, by Pillow's bilinear resize (antialiased).
 
     Args:
-      images: uint8 [H, W, C] each, C 1 or 3; colours become luminance (ITU-R 601-2).
-      side: of the square, in pixels.
+      image: uint8 [H, W, C], C 1 or 3; colours become luminance (ITU-R 601-2) first.
 
     Returns:
-      float32 [N, side²] in 0..1.
+      float32 [32²] in 0..1.
     """
-    rows = [
-        np.asarray(
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-            .convert("L")
-            .resize((side, side), Image.Resampling.BILINEAR)
-        )
-        for image in images
-    ]
-    return np.stack(rows).reshape(len(rows), -1).astype(np.float32) / 255
+    grey = geometry.to_array(geometry.to_pil(image).convert("L"))
+    return geometry.square(grey, SIDE).ravel().astype(np.float32) / 255
 
 
 def logistic_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -54,11 +58,21 @@ def logistic_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> 
         return np.asarray(classifier.fit(train.astype(np.float64), labels).predict_proba(test.astype(np.float64)))
 
 
-def knn_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """20 nearest neighbours by cosine similarity, by majority; as `logistic_scores`."""
-    return knn_majority(train, labels, test, k=20)
+def protocol(pixels: np.ndarray, labels: np.ndarray, task: Task) -> Score:
+    """Scores a fold's validation and test part by logistic regression on its training part's pixels.
 
+    Args:
+      pixels: float32 [N, 32²] of `grey_pixels`, of all cases of the task.
+      labels: of the same.
+      task: of the labels.
+    """
 
-def score_fold(scorer: Scorer, features: np.ndarray, labels: np.ndarray, fold: Fold) -> np.ndarray:
-    """Fits on a fold's training part alone and scores its test part: float64 [len(fold.test), C]."""
-    return scorer(features[fold.train], labels[fold.train], features[fold.test])
+    def score(unit: Unit) -> Scored:
+        train, val = pixels[unit.fold.train], len(unit.fold.val)
+        scored = pixels[np.concatenate([unit.fold.val, unit.fold.test])]
+        scores = task.score_by_label(
+            labels[unit.fold.train], lambda rows, classes: logistic_scores(train[rows], classes, scored)
+        )
+        return Scored(scores[:val], scores[val:])
+
+    return score

@@ -1,63 +1,226 @@
-"""A fine-tuning run's directory: its folds, its finished units (a fold with a setting), and what comes of them."""
+"""A study's directory: its folds, its units (a fold with a setting) by any protocol, and what follows from them."""
 
 import dataclasses
+import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from dinojax.data.folds import cases_table
-from dinojax.data.memory import Cases
 from dinojax.data.records import Records
-from dinojax.data.splits import Fold
+from dinojax.data.splits import Fold, cases_table, folds_table
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Model
-from dinojax.models.store import write_model
-from dinojax.protocols import pixels as baselines
-from dinojax.protocols.finetuning import Fitted, Setting
+from dinojax.protocols.task import Task
 from dinojax.report.figures import draw_run
-from dinojax.report.predictions import case_rows, of_settings, read_predictions, select_rows, write_predictions
-from dinojax.report.results import Result
+from dinojax.report.predictions import case_rows, read_predictions, write_predictions
+from dinojax.report.results import make_result, read_run
 from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
-from dinojax.runs.files import read_json, write_json
+from dinojax.runs.files import read_json, replacing, write_json
 
-BASELINE = f"logistic_pixels_{baselines.SIDE}"
+
+class Unit(NamedTuple):
+    """A fold with a setting."""
+
+    number: int
+    """Of the fold, from 1."""
+    fold: Fold
+    setting: Any
+    """A dataclass whose `name` names it in tables and files; its fields are stated beside the results."""
+    place: int
+    """Among all units of the study, from 0."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Number of the fold and name of the setting."""
+        return self.number, self.setting.name
+
+
+class Scored(NamedTuple):
+    """What a protocol makes of a unit."""
+
+    val: np.ndarray
+    """float64 [len(fold.val), C], probabilities."""
+    test: np.ndarray
+    """float64 [len(fold.test), C]."""
+    facts: Mapping[str, float] = {}
+    """Such as the epoch that was kept; `val_loss`, where units are selected by it."""
+    history: Sequence[Mapping[str, float]] = ()
+    """Losses by epoch, where there are epochs."""
+    write_weights: Callable[[Path], None] | None = None
+    """Writes the unit's weights as a folder, where it has any."""
+
+
+Score = Callable[[Unit], Scored]
+"""A protocol."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What every table of a run says, and where it lies."""
+    """One protocol on one starting point: names units, stores, resumes and selects them, and writes the results."""
 
     out: Path
-    task: str
+    task_name: str
     starting_point: str
+    protocol: str
     seed: int
-    protocol: Selection
+    selection: Selection
+    """Whose models are kept and whose AUCs stand under `selection`; the other one's are stated beside them."""
+    criterion: Criterion
     records: Records
     folds: tuple[Fold, ...]
-    settings: tuple[Setting, ...]
+    settings: Sequence[Any]
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """How it was done, as the report shows it: names to numbers and short texts."""
 
-    def numbered_folds(self) -> list[tuple[int, Fold]]:
-        """The folds with their numbers, from 1."""
-        return list(enumerate(self.folds, start=1))
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all cases."""
+        assert self.records.labels is not None
+        return self.records.labels
 
-    def check(self) -> None:
-        """Raises a `UsageError` if the published selection has no AUC to go by."""
-        labels, classes = self.records.labels, set(range(len(self.records.classes)))
-        assert labels is not None
-        if self.protocol == "published" and all(set(labels[fold.test].tolist()) < classes for fold in self.folds):
+    @functools.cached_property
+    def task(self) -> Task:
+        """That the labels pose."""
+        return Task.of(self.records)
+
+    def units(self) -> list[Unit]:
+        """Every fold with every setting, fold by fold."""
+        pairs = [(k, fold, setting) for k, fold in enumerate(self.folds, start=1) for setting in self.settings]
+        return [Unit(*pair, place) for place, pair in enumerate(pairs)]
+
+    def begin(self) -> None:
+        """Writes `folds.csv`, or compares with the one that the run began with.
+
+        Raises:
+          UsageError: the published selection has no AUC to choose by.
+          RunError: the data has changed since.
+        """
+        if self.selection == "published" and not any(self.task.has_auc(self.labels[fold.test]) for fold in self.folds):
             raise UsageError("selection published needs a fold whose test part has every class; choose nested")
+        path, table = self.out / "folds.csv", folds_table(self.records, self.folds)
+        if path.exists():
+            before = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if not before.equals(table.astype(before.dtypes.to_dict())):
+                raise RunError(
+                    f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
+                )
+            return
+        with replacing(path, newline="") as file:
+            table.to_csv(file, index=False)
 
-    def weights(self, fold: int, setting: Setting) -> Path:
-        """Folder of a unit's weights, until the selected ones move to `models/`."""
-        return self.out / "units" / f"fold_{fold}_{setting.name}"
+    def run(self, score: Score) -> dict[str, Any]:
+        """Scores the units that are not finished yet, by the protocol, and writes what follows from all of them.
 
-    def scores(self, fold: int, setting: Setting) -> Path:
-        """File of a unit's scores and losses; where it exists, the unit is finished."""
-        return self.out / "units" / f"fold_{fold}_{setting.name}.json"
+        Returns:
+          The contents of `results.json`.
+        """
+        for unit in self.units():
+            if not self._facts(unit).exists():
+                self._store(unit, score(unit))
+            if unit.setting == self.settings[-1]:
+                self._drop_unselected_weights(unit.number)
+        return self._finish()
+
+    def _rows(self, unit: Unit) -> Path:
+        return self.out / "units" / f"fold_{unit.number}_{unit.setting.name}.csv"
+
+    def _facts(self, unit: Unit) -> Path:
+        """Where it exists, the unit is finished: it is written last."""
+        return self._rows(unit).with_suffix(".json")
+
+    def _weights(self, number: int, setting: str) -> Path:
+        return self.out / "units" / f"fold_{number}_{setting}"
+
+    def _store(self, unit: Unit, scored: Scored) -> None:
+        if scored.write_weights is not None:
+            scored.write_weights(self._weights(*unit.key))
+        facts = {"setting": unit.setting.name, "fold": unit.number}
+        parts = [
+            case_rows(
+                cases_table(self.records, indices),
+                self.labels[indices],
+                scores,
+                self.task.classes,
+                {**self._identity, **facts, "split": split},
+            )
+            for split, indices, scores in (
+                ("val", unit.fold.val, scored.val),
+                ("test", unit.fold.test, scored.test),
+            )
+        ]
+        write_predictions(self._rows(unit), pd.concat(parts, ignore_index=True))
+        write_json(self._facts(unit), {"facts": dict(scored.facts), "history": list(scored.history)})
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        names = ("starting_point", "protocol", "seed")
+        return {"task": self.task_name, **{name: getattr(self, name) for name in names}}
+
+    def _drop_unselected_weights(self, number: int) -> None:
+        """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
+        if self.selection != "nested":
+            return
+        merits = {}
+        for unit in self.units():
+            if unit.number == number:
+                rows = read_predictions(self._rows(unit), self.task.classes)
+                facts = read_json(self._facts(unit))["facts"]
+                validation = pd.DataFrame(rows[rows["split"] == "val"])
+                merits[unit.setting.name] = validation_merit(self.criterion, facts, validation, self.task.classes)
+        for setting in merits.keys() - {best(merits)}:
+            shutil.rmtree(self._weights(number, setting), ignore_errors=True)
+
+    def _finish(self) -> dict[str, Any]:
+        """Writes predictions, results, selected models and figures, all of which follow from the units."""
+        units = {unit.key: read_json(self._facts(unit)) for unit in self.units()}
+        by_setting = sorted(self.units(), key=lambda unit: self.settings.index(unit.setting))
+        path, classes = self.out / "predictions.csv", self.task.classes
+        with replacing(path) as file:
+            for place, unit in enumerate(by_setting):
+                header, rows = self._rows(unit).read_text(encoding="utf-8").split("\n", 1)
+                file.write(rows if place else f"{header}\n{rows}")
+        # Read as anybody will: the results follow from the file, not from what preceded it.
+        table = read_predictions(path, classes)
+        history = [{"setting": s, "fold": k, **epoch} for (k, s), unit in units.items() for epoch in unit["history"]]
+        if history:
+            with replacing(self.out / "history.csv", newline="") as file:
+                pd.DataFrame(history).to_csv(file, index=False)
+        settings = [{"setting": setting.name, **dataclasses.asdict(setting)} for setting in self.settings]
+        facts = {key: unit["facts"] for key, unit in units.items()}
+        results = {
+            **self._identity,
+            "classes": list(classes),
+            "recipe": dict(self.recipe),
+            **assemble(table, classes, settings, facts, self.selection, self.criterion),
+        }
+        baseline = read_run(self.out / "pixels") if (self.out / "pixels").exists() else None
+        result = dataclasses.replace(make_result(self.out, results, table), baseline=baseline)
+        draw_run(result, self.out / "figures")
+        self._keep_models(results)
+        write_json(self.out / "results.json", results)
+        shutil.rmtree(self.out / "units")
+        return results
+
+    def _keep_models(self, results: Mapping[str, Any]) -> None:
+        """Moves the selected weights to `models/fold_<k>`; those moved before an interruption are there already."""
+        for entry in results["selection"]["folds"]:
+            weights = self._weights(entry["fold"], entry["setting"])
+            target = self.out / "models" / f"fold_{entry['fold']}"
+            if weights.exists():
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                weights.rename(target)
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a study's results lie in its directory already; prints what to do then."""
+    finished = (out / "results.json").exists()
+    if finished:
+        print(f"{out} is finished: see {out / 'results.json'}, or choose another --out to run it again")
+    return finished
 
 
 def name_of(init: str | None) -> str:
@@ -68,185 +231,14 @@ def name_of(init: str | None) -> str:
     return folder.parent.name if folder.name == "model" else folder.name
 
 
-def pin_folds(out: Path, table: pd.DataFrame) -> None:
-    """Writes `folds.csv`, or compares with the one that the run began with.
-
-    Raises:
-      RunError: the data has changed since.
-    """
-    path = out / "folds.csv"
-    if path.exists():
-        before = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if not before.equals(table.astype(before.dtypes.to_dict())):
-            raise RunError(
-                f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
-            )
-        return
-    partial = path.with_suffix(".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(path)
-
-
-def store_unit(
-    study: Study, fold: int, setting: Setting, fitted: Fitted, backbone: Model, details: Mapping[str, Any]
-) -> None:
-    """Writes a unit's weights, and then its scores and losses, which mark it as finished.
-
-    Args:
-      study: to which it belongs.
-      fold: its number.
-      setting: of the unit.
-      fitted: what came of it.
-      backbone: gives name, arguments and preprocessing; the weights are the fitted ones.
-      details: further keys of the weights' `model.json`.
-    """
-    chosen = {"task": study.task, "fold": fold, "setting": setting.name, "epoch": fitted.epoch}
-    write_model(
-        study.weights(fold, setting),
-        backbone.name,
-        backbone.arguments,
-        fitted.params,
-        backbone.preprocessing,
-        source={"run": study.out.name, "starting_point": study.starting_point},
-        details={**chosen, "classes": list(study.records.classes), **details},
-        overwrite=True,
-    )
-    values = {
-        "epoch": fitted.epoch,
-        "val_loss": fitted.val_loss,
-        "history": fitted.history,
-        "val_scores": fitted.val_scores.tolist(),
-        "test_scores": fitted.test_scores.tolist(),
-    }
-    write_json(study.scores(fold, setting), values)
-
-
-def drop_losers(study: Study, fold: int) -> None:
-    """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
-    if study.protocol != "nested":
-        return
-    no_rows, classes = pd.DataFrame(), study.records.classes
-    winner = best(
-        {
-            s.name: validation_merit("val_loss", read_json(study.scores(fold, s)), no_rows, classes)
-            for s in study.settings
-        }
-    )
-    for setting in study.settings:
-        if setting.name != winner:
-            shutil.rmtree(study.weights(fold, setting), ignore_errors=True)
-
-
-def finish(study: Study, cases: Cases, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes predictions, results, selected models and figures, all of which follow from the units.
-
-    Args:
-      study: all of whose units are finished.
-      cases: for the baseline on pixels.
-      facts: further keys of `results.json`.
-
-    Returns:
-      The contents of `results.json`.
-    """
-    units = {
-        (fold, setting.name): read_json(study.scores(fold, setting))
-        for setting in study.settings
-        for fold, _ in study.numbered_folds()
-    }
-    history = _history(study, units)
-    history.to_csv(study.out / "history.csv", index=False)
-    settings = [{"setting": s.name, **dataclasses.asdict(s)} for s in study.settings]
-    kept = {key: {name: unit[name] for name in ("epoch", "val_loss")} for key, unit in units.items()}
-    baseline = _finish_pixels(study, cases)
-    run = _result(study, study.out, study.starting_point, "finetune", facts, _rows(study, units), settings, kept)
-    chosen = run.test.groupby("fold")["setting"].first().to_dict()
-    draw_run(dataclasses.replace(run, history=of_settings(history, chosen), baseline=baseline), study.out / "figures")
-    _keep_models(study, run.facts)
-    write_json(study.out / "results.json", run.facts)
-    shutil.rmtree(study.out / "units")
-    return dict(run.facts)
-
-
-def _result(
-    study: Study,
-    out: Path,
-    starting_point: str,
-    protocol: str,
-    facts: Mapping[str, Any],
-    rows: pd.DataFrame,
-    settings: list[dict[str, Any]],
-    kept: Mapping[tuple[int, str], Mapping[str, Any]],
-) -> Result:
-    """Writes predictions and reads them as anybody will: results follow from the file, not from what preceded it."""
-    key = {"task": study.task, "starting_point": starting_point, "protocol": protocol, "seed": study.seed}
-    classes = list(study.records.classes)
-    write_predictions(out / "predictions.csv", rows.assign(**key))
-    table = read_predictions(out / "predictions.csv", classes)
-    criterion: Criterion = "val_loss" if protocol == "finetune" else "val_auc"
-    selection = study.protocol if protocol == "finetune" else "nested"
-    described = assemble(table, classes, settings, kept, selection, criterion)
-    chosen = {entry["fold"]: entry["setting"] for entry in described["selection"]["folds"]}
-    described = {**key, "classes": classes, "multilabel": False, **facts, **described}
-    return Result(out, described, select_rows(table, "test", chosen), history=None, baseline=None)
-
-
-def _finish_pixels(study: Study, cases: Cases) -> Result:
-    units = {}
-    for number, fold in study.numbered_folds():
-        train = cases.pixels[fold.train], cases.labels[fold.train]
-        units[number, BASELINE] = {
-            f"{split}_scores": baselines.logistic_scores(*train, cases.pixels[getattr(fold, split)])
-            for split in ("val", "test")
-        }
-    out = study.out / "pixels"
-    out.mkdir(exist_ok=True)
-    recipe = {"classifier": "logistic regression", "image_size": baselines.SIDE}
-    kept = {key: {} for key in units}
-    rows = _rows(study, units)
-    run = _result(study, out, "pixels", "pixels", {"recipe": recipe}, rows, [{"setting": BASELINE}], kept)
-    write_json(out / "results.json", run.facts)
-    return run
-
-
-def _rows(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]]) -> pd.DataFrame:
-    records = study.records
-    assert records.labels is not None
+def summarise(results: Mapping[str, Any]) -> str:
+    """One line of a run's results: both selections."""
     parts = []
-    for (number, setting), unit in units.items():
-        for split in ("val", "test"):
-            indices = getattr(study.folds[number - 1], split)
-            facts = {"setting": setting, "fold": number, "split": split}
-            cases, scores = cases_table(records, indices), np.asarray(unit[f"{split}_scores"])
-            parts.append(case_rows(cases, records.labels[indices], scores, records.classes, facts))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _history(study: Study, units: Mapping[tuple[int, str], Mapping[str, Any]]) -> pd.DataFrame:
-    rows = [
-        {"setting": setting, "fold": fold, "epoch": epoch, "train_loss": train, "val_loss": val}
-        for (fold, setting), unit in units.items()
-        for epoch, (train, val) in enumerate(unit["history"], start=1)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _keep_models(study: Study, described: Mapping[str, Any]) -> None:
-    """Moves the selected weights to `models/fold_<k>`; those moved before an interruption are there already."""
-    for entry in described["selection"]["folds"]:
-        weights = study.out / "units" / f"fold_{entry['fold']}_{entry['setting']}"
-        target = study.out / "models" / f"fold_{entry['fold']}"
-        if weights.exists():
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            weights.rename(target)
-
-
-def describe(described: Mapping[str, Any]) -> str:
-    """One line of a run's results."""
-    selection = described["selection"]
-    folds = ", ".join(f"{entry['auc']:.3f}" if entry["auc"] is not None else "none" for entry in selection["folds"])
-    spread = {name: "none" if selection[name] is None else f"{selection[name]:.3f}" for name in _SPREAD}
-    return f"AUC by fold {folds}; mean {spread['mean_auc']}, SD {spread['sd_auc']}; pooled {spread['pooled_auc']}"
-
-
-_SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
+    for name, found in results["selections"].items():
+        if found is not None:
+            spread = [found[key] for key in ("mean_auc", "sd_auc", "pooled_auc")]
+            mean, sd, pooled = ("none" if value is None else f"{value:.3f}" for value in spread)
+            parts.append(f"{name} {mean} ± {sd}, pooled {pooled}")
+    folds = results["selection"]["folds"]
+    aucs = ", ".join(f"{entry['auc']:.3f}" if entry["auc"] is not None else "none" for entry in folds)
+    return f"AUC by fold {aucs}; mean ± SD by selection: {'; '.join(parts)}"

@@ -11,7 +11,7 @@ import pandas as pd
 from dinojax.errors import RunError, UsageError
 from dinojax.report.predictions import label_columns, of_settings, read_predictions, select_rows
 from dinojax.report.selection import COMPUTED, assemble
-from dinojax.runs.files import read_json
+from dinojax.runs.files import read_json, reason
 
 Key = tuple[str, str, str, int]
 
@@ -95,6 +95,17 @@ def _recomputed(directory: Path, facts: Mapping[str, Any]) -> Result:
             f"{directory}: results.json states {before} for {where}, but the predictions give {now}; "
             "one of the files was changed: restore it, or repeat the run"
         )
+    return make_result(directory, facts, table)
+
+
+def make_result(directory: Path, facts: Mapping[str, Any], table: pd.DataFrame) -> Result:
+    """A run as its selected settings predicted, without its baseline.
+
+    Args:
+      directory: of the run; its `history.csv` is read, if there is one.
+      facts: the contents of `results.json`.
+      table: the contents of `predictions.csv`.
+    """
     chosen = {entry["fold"]: entry["setting"] for entry in facts["selection"]["folds"]}
     history = directory / "history.csv"
     losses = _read_history(history, chosen) if history.is_file() else None
@@ -128,7 +139,7 @@ def _read_history(path: Path, chosen: Mapping[int, str]) -> pd.DataFrame:
         history = pd.read_csv(path, dtype={"setting": str})
         return of_settings(history, chosen)
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise RunError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def check_comparable(runs: Sequence[Result]) -> None:

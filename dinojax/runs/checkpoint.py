@@ -8,7 +8,6 @@ missing and short files, but not a damaged array, which it would hand over as if
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import sys
@@ -23,8 +22,7 @@ from jax.experimental import multihost_utils
 
 from dinojax import tree
 from dinojax.errors import RunError, Stopped
-from dinojax.runs import directory as rundir
-from dinojax.runs.directory import free_path, reason, write_text
+from dinojax.runs.files import checksums, damage, free_path, reason, write_text
 
 S = TypeVar("S")
 _RECORD = "checkpoint.json"
@@ -145,7 +143,7 @@ class Checkpoints:
         problems: dict[int, str] = {}
         for step in reversed(self.steps()):
             path = self._directory / str(step)
-            state, problem = None, _damage(path) if jax.process_index() == 0 else None
+            state, problem = None, _record_damage(path) if jax.process_index() == 0 else None
             if not _anywhere(problem is not None):
                 try:
                     state = self._read(path, like)
@@ -197,7 +195,7 @@ class Checkpoints:
         """Writes the record into the directory that Orbax is about to rename; one process does, all being done."""
         assert self._writing is not None
         path = self._directory / f"{self._writing}{_UNFINISHED}"
-        sums = rundir.checksums(path)
+        sums = checksums(path)
         sums.pop("_CHECKPOINT_METADATA", None)  # Orbax writes the time into it when it renames; not needed to restore
         record = {"probe": self._probes[self._writing], "files": sums}
         write_text(path / _RECORD, json.dumps(record, indent=1) + "\n")
@@ -231,74 +229,6 @@ class Checkpoints:
         return RunError(f"the checkpoint of step {step} could not be written to {self._shown}: {reason(error)}; {last}")
 
 
-class MetricsLog:
-    """`metrics.jsonl`. What depends on the clock or the machine stands under `time`; all else is reproducible."""
-
-    def __init__(self, path: Path, restored_step: int | None) -> None:
-        """Opens the file and removes the lines after the step that a run goes on from.
-
-        Args:
-          path: the file; made if need be.
-          restored_step: the step of the restored state; None where none was restored, which removes every line.
-
-        Raises:
-          RunError: a line of the file is damaged, or it cannot be written.
-        """
-        kept = [line for line, values in _lines(path) if restored_step is not None and values["step"] <= restored_step]
-        write_text(path, "".join(kept))
-        self._path = path
-        # Without a buffer, which would write again, at the end, what the disk has no room for.
-        self._file = path.open("ab", buffering=0)
-
-    def write(self, step: int, metrics: Mapping[str, float], time: Mapping[str, float]) -> None:
-        """Appends a line, at once.
-
-        Raises:
-          RunError: the disk is full, say; the file has no part of the line.
-        """
-        line = (json.dumps({"step": step, **metrics, "time": dict(time)}) + "\n").encode()
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            self._file.truncate(end)
-            what = f"the metrics of step {step} could not be written to {self._path}"
-            raise RunError(f"{what}: {reason(error)}") from error
-
-    def sync(self) -> None:
-        """Waits until the lines are on the disk, so that no checkpoint outlives them when the power fails."""
-        os.fsync(self._file.fileno())
-
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without one that is cut short; none if there is no file.
-
-    Raises:
-      RunError: a line is damaged.
-    """
-    return [values for _, values in _lines(path)]
-
-
-def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    found = []
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    for number, line in enumerate(text.split("\n")[:-1], start=1):  # what follows the last one was cut short
-        try:
-            values = json.loads(line)
-            int(values["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"line {number} of {path} is damaged ({line[:40]!r}); remove it to go on") from error
-        found.append((line + "\n", values))
-    return found
-
-
 def _by_path(state: Any) -> dict[str, Any]:
     """The arrays of a pytree by their paths, such as `student.backbone.blocks.3.attn.qkv.kernel`."""
     leaves = jax.tree.leaves_with_path(state)
@@ -312,10 +242,10 @@ def _anywhere(happened: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(happened)).any()) if jax.process_count() > 1 else happened
 
 
-def _damage(directory: Path) -> str | None:
+def _record_damage(directory: Path) -> str | None:
     """What differs from a checkpoint's record; None if nothing does."""
     try:
-        return rundir.damage(directory, json.loads((directory / _RECORD).read_text())["files"])
+        return damage(directory, json.loads((directory / _RECORD).read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{_RECORD}: {reason(error)}"
 

@@ -6,10 +6,8 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import socket
-import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import yaml
 
 from dinojax.config.parser import flatten
 from dinojax.errors import RunError, UsageError
+from dinojax.runs.files import free_path, reason, write_json, write_text
 
 # Where a run lies, which machines it uses, what it keeps and what it may overlook are no part of what it computes.
 _NOT_COMPARED = (
@@ -141,72 +140,7 @@ def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
             f"the images are not those that the run in {directory} began with ({counts}); "
             "put them back, choose another --out, or go on with --accept_changes data"
         )
-    write_text(path, json.dumps(now, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, also when the machine fails; its folder is made if need be.
-
-    Raises:
-      RunError: it cannot be written; the former file is unchanged.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {reason(error)}") from error
-
-
-def free_path(directory: Path, name: str, suffix: str = "") -> Path:
-    """`directory/name` and the suffix; or, where that is taken, the first of `name.1`, `name.2`, ... that is free."""
-    path, number = directory / f"{name}{suffix}", 0
-    while path.exists():
-        number += 1
-        path = directory / f"{name}.{number}{suffix}"
-    return path
-
-
-def checksums(directory: Path) -> dict[str, list[int]]:
-    """Size in bytes and CRC-32 of every file below a directory, by its path there."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): [path.stat().st_size, _crc(path)] for path in files}
-
-
-def damage(directory: Path, sums: Mapping[str, Sequence[int]]) -> str | None:
-    """The first way in which files differ from their `checksums`; None if they are whole. Others do not count."""
-    for name, (size, crc) in sums.items():
-        path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _crc(path) != crc:
-            return f"{name} is damaged"
-    return None
-
-
-def reason(error: BaseException) -> str:
-    """Why, in one line; of TensorStore's long ones, the operating system's word."""
-    if found := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(found[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return crc
+    write_json(path, now)
 
 
 def _check_accepted(accepted: Sequence[str], known: Collection[str], changeable: Collection[str] | None) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dinojax.augment import intensity
+from dinojax.config.pretrain import PhotometryConfig
 from tests import goldens_reader
 
 OPERATIONS = {
@@ -84,10 +85,10 @@ def test_jitter_takes_every_order_and_no_other(channels):
 
 
 def test_probabilities_are_those_that_take_effect():
-    image = noise(3)
-    views = jax.jit(
-        jax.vmap(lambda key: intensity.augment(image, key, jitter=0.0, grayscale=0.2, blur=0.0, solarization=0.5))
-    )(jax.random.split(jax.random.key(1), 2000))
+    image, photometry = noise(3), PhotometryConfig(jitter=0.0, grayscale=0.2)
+    views = jax.jit(jax.vmap(lambda key: intensity.augment(image, key, photometry, solarization=0.5)))(
+        jax.random.split(jax.random.key(1), 2000)
+    )
     grey = np.asarray(jnp.ptp(views, axis=1).max((1, 2)) < 1e-6)
     solarized = np.asarray(views.max((1, 2, 3)) < 0.51)
     assert abs(grey.mean() - 0.2) < 0.04
@@ -97,9 +98,9 @@ def test_probabilities_are_those_that_take_effect():
 
 @pytest.mark.parametrize(("blur", "share"), [(0.0, 0.0), (0.9, 0.9)])
 def test_blur_probability_is_the_effective_one(blur, share):
-    image = noise(1)
+    image, photometry = noise(1), PhotometryConfig(jitter=0.0, blur_sigma=(1.0, 2.0))
     keys = jax.random.split(jax.random.key(2), 500)
-    views = jax.vmap(lambda key: intensity.augment(image, key, jitter=0.0, blur=blur, blur_sigma=(1.0, 2.0)))(keys)
+    views = jax.vmap(lambda key: intensity.augment(image, key, photometry, blur=blur))(keys)
     assert abs(np.mean(np.abs(views - image).max((1, 2, 3)) > 0) - share) < 0.05
 
 

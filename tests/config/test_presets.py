@@ -16,8 +16,8 @@ import dinojax
 from dinojax import tree
 from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.dino import assembly as pretraining
 from dinojax.dino.state import Schedules, make_optimizer, make_schedules
+from dinojax.dino.timeline import Timeline, make_timeline
 from dinojax.models.heads import DINOHead
 from dinojax.tree import Params
 
@@ -76,11 +76,19 @@ def linspace(start: float, end: float, step: int, steps: int) -> float:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_schedules_over_a_whole_run(preset: str) -> None:
     recipe, config = RECIPES[preset], read(preset)
-    steps = pretraining.total_steps(config, recipe.images)
-    assert (steps, config.batch_size) == (recipe.steps, recipe.batch_size)
-    made = make_schedules(
-        steps, config.epochs, config.batch_size, config.optim, config.teacher, config.head_warmup_steps
+    timeline = make_timeline(
+        recipe.images,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps=config.steps,
+        steps_per_epoch=config.steps_per_epoch,
+        head_warmup=config.head_warmup_steps,
+        optim=config.optim,
+        teacher=config.teacher,
     )
+    steps = timeline.steps
+    assert (steps, config.batch_size) == (recipe.steps, recipe.batch_size)
+    made = make_schedules(timeline, config.batch_size, config.optim, config.teacher)
     assert [len(schedule) for schedule in made] == [steps] * 4
     warmup, warm = recipe.warmup, recipe.temperature_warmup
     for step in (0, 1, warmup - 1, warmup, max(warm - 1, 0), warm, steps // 2, steps - 1):
@@ -94,7 +102,7 @@ def test_schedules_over_a_whole_run(preset: str) -> None:
         for name, value in expected.items():
             assert getattr(made, name)[step] == pytest.approx(value, rel=1e-9), (name, step)
     assert made.lr.max() == pytest.approx(recipe.peak, rel=1e-9)
-    assert config.optim.freeze_prototypes_epochs * steps / config.epochs == recipe.frozen_prototypes
+    assert timeline.frozen_prototypes == recipe.frozen_prototypes
 
 
 # Multipliers of the learning rate: 0.9^13 below the first of 12 blocks, 0.9^12 in it, 0.9 in the last; the patch
@@ -151,7 +159,7 @@ def test_parameter_groups(preset: str, backbone: dict[str, float], heads: tuple[
     rate, decay = 0.5, 0.25
     constant = Schedules(*(np.full(2, value) for value in (rate, decay, 0.0, 0.0)))
     depth = len({path.split(".")[2] for path in params if path.startswith("backbone.blocks.")})
-    optimizer = make_optimizer(params, depth, constant, config.optim, frozen_steps=0)
+    optimizer = make_optimizer(params, depth, constant, Timeline(2), config.optim)
     ones = {path: jnp.ones(like.shape) for path, like in params.items()}
     zeros = {path: jnp.zeros(like.shape) for path, like in params.items()}
     moved = updates(optimizer, ones, zeros)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dinojax.data.decode import BadFile
 from dinojax.data.pipeline import evaluation_batches, prefetch, training_batches
-from dinojax.data.sources import BadFile
 from dinojax.errors import RunError, UsageError
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.data.sources import BadFile, ImageSource, check_headers, decode, read_records
+from dinojax.data.decode import BadFile, check_headers, decode
+from dinojax.data.records import read_records
+from dinojax.data.sources import ImageSource
 from dinojax.errors import RunError, UsageError
 
 
@@ -62,7 +64,7 @@ def test_class_folders(classes):
     write_image(classes / ".cache/1.png")
     (classes / "b/notes.txt").write_text("x")
     records = read_records(str(classes), labelled=True)
-    assert records.paths == ("a/1.PNG", "a/deep/2.tif", "b/1.jpg", "b/2.bmp", "b/3.png")
+    assert records.paths.tolist() == ["a/1.PNG", "a/deep/2.tif", "b/1.jpg", "b/2.bmp", "b/3.png"]
     assert records.classes == ("a", "b")
     assert records.labels is not None
     assert records.labels.tolist() == [0, 0, 1, 1, 1]
@@ -95,7 +97,9 @@ def test_positive_class_stands_last(classes):
 
 
 def test_patient_from_the_path(classes):
-    assert read_records(str(classes), labelled=True, group_regex=r"(\d)\.").patients == ("1", "2", "1", "2", "3")
+    records = read_records(str(classes), labelled=True, group_regex=r"(\d)\.")
+    assert records.patients is not None
+    assert records.patients.tolist() == ["1", "2", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "Validation", "Testing")])
@@ -104,7 +108,8 @@ def test_train_and_test_folders(tmp_path, names):
         for kind in ("x", "y"):
             write_image(tmp_path / folder / kind / "1.png")
     records = read_records(str(tmp_path), labelled=True)
-    assert dict(zip(records.paths, records.splits or (), strict=True)) == {
+    assert records.splits is not None
+    assert dict(zip(records.paths, records.splits, strict=True)) == {
         f"{folder}/{kind}/1.png": split
         for folder, split in zip(names, ("train", "val", "test"), strict=True)
         for kind in ("x", "y")
@@ -124,13 +129,17 @@ def test_manifest_by_name_and_as_a_folder(tmp_path):
     )
     for data in (tmp_path, table):
         records = read_records(str(data), labelled=True)
-        assert records.paths == ("2.png", "007.png")
+        assert records.paths.tolist() == ["2.png", "007.png"]
         assert records.classes == ("1", "NA")
-        assert records.patients == ("010", "007")
-        assert records.splits == ("test", "")
-        assert records.rows == (2, 4)
+        assert records.patients is not None
+        assert records.patients.tolist() == ["010", "007"]
+        assert records.splits is not None
+        assert records.splits.tolist() == ["test", ""]
+        assert records.rows.tolist() == [2, 4]
+        assert records.frames.tolist() == [-1, -1]
         assert records.task == tmp_path.name
-        assert read_records(str(data), labelled=False).paths == records.paths  # the masks are not trained on
+        unlabelled = read_records(str(data), labelled=False)
+        assert unlabelled.paths.tolist() == records.paths.tolist()  # the masks are not trained on
 
 
 def test_manifest_elsewhere_with_data_root(tmp_path, tmp_path_factory):
@@ -145,7 +154,7 @@ def test_fold_files(task):
     write_csv(task / "manifest.csv", ("path", "label"), ("img/0.png", "not read"))
     records = read_records(str(task), labelled=True)
     assert records.task == "breast"
-    assert records.paths == tuple(f"img/{i}.png" for i in range(6))
+    assert records.paths.tolist() == [f"img/{i}.png" for i in range(6)]
     assert records.classes == ("benign", "malignant")
     assert records.labels is not None
     assert records.labels.tolist() == [0, 1, 0, 1, 0, 1]
@@ -304,7 +313,7 @@ def test_unreadable_headers_stop_or_are_left_out(task):
         check_headers(records)
     kept, headers = check_headers(records, on_bad_file="skip")
     assert [path for path, _ in headers.bad] == ["img/2.png", "img/4.png"]
-    assert kept.paths == ("img/0.png", "img/1.png", "img/3.png", "img/5.png")
+    assert kept.paths.tolist() == ["img/0.png", "img/1.png", "img/3.png", "img/5.png"]
     assert kept.labels is not None
     assert kept.labels.tolist() == [0, 1, 1, 1]
     assert [(f.train.tolist(), f.val.tolist(), f.test.tolist()) for f in kept.folds] == [
@@ -365,7 +374,7 @@ def test_the_cache_changes_nothing_and_keeps_its_budget(tmp_path, monkeypatch):
     records = read_records(str(tmp_path), labelled=False)
     decoded: list[str] = []
 
-    def counted(path: Path, frame: int | None = None) -> np.ndarray:
+    def counted(path: Path, frame: int = -1) -> np.ndarray:
         decoded.append(path.name)
         return decode(path, frame)
 

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinojax.data.decode import BadFile
 from dinojax.data.pipeline import prefetch, training_batches
-from dinojax.data.sources import BadFile, ImageSource, read_records
+from dinojax.data.records import read_records
+from dinojax.data.sources import ImageSource
 from dinojax.data.workers import _Reports
 from dinojax.errors import RunError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinojax.config.pretrain import GuardConfig
-from dinojax.dino.health import Guard, effective_rank, not_finite, prototypes_used, spread
+from dinojax.dino.health import Guard, effective_rank, not_finite, spread
 
 RNG = np.random.default_rng(0)
 WELL = {"loss": 6.0, "feature_std": 0.5, "target_entropy": 5.0, "mean_target_entropy": 6.5}
@@ -60,14 +60,6 @@ def test_effective_rank_of_points_on_a_line_and_in_one_place() -> None:
     line = RNG.normal(size=(100, 1)) * RNG.normal(size=(1, 32)) + 3
     assert float(effective_rank(jnp.asarray(line))) == pytest.approx(1, abs=1e-3)
     assert float(effective_rank(jnp.ones((5, 4)))) == 1
-
-
-def test_prototypes_that_are_the_largest_of_a_target() -> None:
-    targets = RNG.uniform(size=(6, 2, 40)).astype(np.float32)
-    expected = len({int(row.argmax()) for row in targets.reshape(12, 40)}) / 40
-    assert float(jax.jit(prototypes_used)(targets)) == pytest.approx(expected)
-    targets[...] = targets[0, 0]
-    assert float(prototypes_used(jnp.asarray(targets))) == pytest.approx(1 / 40)
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax.dino import losses, masking
+from dinojax.dino import losses
+from dinojax.dino.masking import MaskPlan
 from tests import goldens_reader as goldens
 
 GOLDEN = goldens.load("losses.npz")
@@ -83,19 +84,19 @@ def test_entropy_counts_empty_entries_as_nothing() -> None:
 @pytest.mark.parametrize(("images", "groups"), [(16, 1), (16, 4), (6, 1)])
 def test_masks_hold_to_their_ratios_and_the_bound(images: int, groups: int) -> None:
     grid, ratio = (16, 16), (0.1, 0.5)
-    bound = masking.bound(images, 256, 0.5, ratio, groups)
+    plan = MaskPlan(images, grid, 0.5, ratio, groups)
     for seed in range(20):
-        masks = masking.draw(np.random.default_rng(seed), images, grid, 0.5, ratio, groups)
+        masks = plan.draw(np.random.default_rng(seed))
         counts = masks.sum(1).reshape(groups, -1)
         size = images // groups
         assert ((counts > 0).sum(1) == size // 2).all()
-        assert (counts.sum(1) <= bound).all()
+        assert (counts.sum(1) <= plan.bound).all()
         edges = np.linspace(*ratio, size // 2 + 1)[1:]
         assert (np.sort(counts, 1)[:, size - size // 2 :] <= 256 * edges).all()
 
 
 def test_masks_reach_their_targets_and_are_blocks() -> None:
-    masks = masking.draw(np.random.default_rng(0), 200, (16, 16), 0.5, (0.1, 0.5))
+    masks = MaskPlan(200, (16, 16), 0.5, (0.1, 0.5)).draw(np.random.default_rng(0))
     counts = np.sort(masks.sum(1))[100:]
     targets = np.linspace(0.1, 0.5, 101) * 256
     assert np.abs(counts - targets[1:]).mean() < 3  # a few stop short, where no further block fits

@@ -1,177 +1,194 @@
-"""A run ends when it has gone wrong, and says why and with which files."""
+"""A run ends when it has gone wrong, and says why and with which files; on recorded metrics, without training."""
 
 import csv
-import dataclasses
-import shutil
-from collections.abc import Callable
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from dinojax.config.pretrain import GuardConfig
-from dinojax.data.records import read_records
-from dinojax.dino import assembly as pretraining
-from dinojax.dino import monitor
+from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.health import Guard
-from dinojax.dino.state import TrainState
+from dinojax.dino.monitor import Monitor
 from dinojax.errors import RunError, UsageError
-from dinojax.models.store import read_description
 from dinojax.protocols.probe import Accuracy
-from dinojax.verbs import pretrain
-from tests.verbs.test_pretrain import TINY, metrics
+from dinojax.runs.checkpoint import MetricsLog
+
+PATHS = [f"images/{number}.png" for number in range(20)]
+WELL = {"loss": 1.0, "feature_std": 1.0, "target_entropy": 2.0, "mean_target_entropy": 2.0, "stop": 0.0}
+STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of twelve pictures each, dark and bright."""
-    folder, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
-    for name, low in (("dark", 0), ("bright", 120)):
-        (folder / name).mkdir()
-        for number, pixels in enumerate(rng.integers(low, low + 130, (12, 60, 60), np.uint8)):
-            Image.fromarray(pixels).save(folder / name / f"{number}.png")
-    return folder
-
-
-def command(data: Path, out: Path, *more: str) -> list[str]:
-    return [*TINY, "--data", str(data), "--out", str(out), *more]
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch, at: int, change: Callable[[TrainState], TrainState]) -> None:
-    """Changes the state of a run before its step `at`."""
-    prepare = pretraining.prepare
-
-    def prepared(*given: Any) -> pretraining.Run:
-        run = prepare(*given)
-
-        def step(state: TrainState, batch: Any) -> Any:
-            return run.step(change(state) if int(state.step) == at - 1 else state, batch)
-
-        return run._replace(step=step)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(pretraining, "prepare", prepared)
-
-
-def test_a_value_that_is_not_finite_stops_the_run_and_names_the_files(
-    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, path = tmp_path / "run", "backbone.blocks.0.mlp.fc1.bias"
-    with monkeypatch.context() as patched:
-        spoil(patched, 4, lambda s: dataclasses.replace(s, student=s.student | {path: s.student[path] * jnp.nan}))
-        with pytest.raises(RunError, match=r"loss is nan.* at step 4.*bright.*failed_batch\.csv") as caught:
-            pretrain.main(command(classes, out, "--log_every", "5"))
-    assert caught.value.status == 1
-    assert "\n" not in str(caught.value)
-    with (out / "failed_batch.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 8
-    assert all(row["step"] == "4" and (classes / row["path"]).is_file() for row in rows)
-    assert [path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
-
-    pretrain.main(command(classes, out, "--log_every", "5"))  # from the last good state
-    pretrain.main(command(classes, tmp_path / "whole", "--log_every", "5"))
-    assert metrics(out) == metrics(tmp_path / "whole")
-
-
-def test_a_constant_teacher_stops_the_run(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = "backbone.norm.scale"
-    spoil(monkeypatch, 3, lambda s: dataclasses.replace(s, teacher=s.teacher | {path: s.teacher[path] * 0}))
-    with pytest.raises(RunError, match=r"all images have the same features .* at step 3"):
-        pretrain.main(command(classes, tmp_path / "run"))
-
-
-def test_uniform_targets_that_last_stop_the_run(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = "dino_head.last_layer.weight_g"
-
-    def silence(state: TrainState) -> TrainState:
-        return dataclasses.replace(state, teacher=state.teacher | {path: state.teacher[path] * 0})
-
-    spoil(monkeypatch, 3, silence)
-    with pytest.raises(RunError, match=r"collapsed to uniform ones: .* since step 3.* at step 4"):
-        pretrain.main(command(classes, tmp_path / "run", "--guard.steps", "2", "--teacher.momentum", "1"))
-
-
-def test_the_probe_is_in_the_metrics_and_keeps_the_best(classes: Path, tmp_path: Path) -> None:
-    probe = ("--probe.data", str(classes), "--probe.every", "2", "--probe.k", "3")
-    pretrain.main(command(classes, tmp_path / "run", "--log_every", "4", *probe))
-    lines = metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == [0, 2, 4, 6]
-    assert {"probe", "probe_pixels", "probe_majority"} <= lines[0].keys()
-    assert lines[0]["probe_majority"] == 0.5
-    best = max(lines, key=lambda line: line["probe"])
-    if best["step"]:
-        stored = read_description(tmp_path / "run" / "model_best")
-        assert stored["source"]["step"] == str(best["step"])
-
-
-def test_the_first_batch_unreadable_leaves_no_trace_of_a_start(classes: Path, tmp_path: Path) -> None:
-    """The run that goes on writes the line of step 0 once."""
-    broken = tmp_path / "broken"
-    shutil.copytree(classes, broken)
-    for path in list((broken / "dark").glob("*.png")):
-        Image.open(path).save(path.with_suffix(".jpg"))
-        path.unlink()
-        whole = path.with_suffix(".jpg").read_bytes()
-        path.with_suffix(".jpg").write_bytes(whole[: len(whole) // 2])  # its header is whole
-    probe = ("--probe.data", str(classes), "--probe.every", "2", "--probe.k", "3")
-    with pytest.raises(RunError, match="stopped before the first step"):
-        pretrain.main(command(broken, tmp_path / "run", *probe))
-    pretrain.main(command(broken, tmp_path / "run", *probe, "--on_bad_file", "skip"))
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
-
-
-class Scores:
-    """A probe that gives these accuracies one after the other."""
+class Probe:
+    """Gives these accuracies one after the other."""
 
     def __init__(self, *accuracies: float) -> None:
         self._left = iter(accuracies)
 
-    def measure(self, params: object) -> Accuracy:
-        return Accuracy(next(self._left), 0.5)
+    def measure(self, params: dict[str, str]) -> Accuracy:
+        assert params == {"norm.scale": "of the teacher"}
+        return Accuracy(next(self._left), 0.4)
 
     def baselines(self) -> dict[str, float]:
         return {"probe_pixels": 0.5, "probe_majority": 0.5}
 
 
-def watch(classes: Path, out: Path, probe: Scores) -> monitor.Monitor:
-    due = monitor.plan(steps=6, log_every=1, save_every=6, probe_every=2)
-    records = read_records(str(classes), labelled=True)
-    guard = Guard(GuardConfig(), 64, 0)
-    return monitor.Monitor(out, None, guard, due, records, 8, probe, stop_below=0.1)  # type: ignore[arg-type]
+def teacher() -> Any:
+    return {"backbone.norm.scale": "of the teacher", "dino_head.mlp.0.bias": "as well"}
 
 
-def take(watched: monitor.Monitor, step: int) -> bool:
-    values = {"loss": 1.0, "feature_std": 1.0, "target_entropy": 2.0, "mean_target_entropy": 2.0, "stop": 0.0}
-    watched.take(step, {name: jnp.asarray(value) for name, value in values.items()}, np.arange(8), 0.0)
-    return watched.settle(dict)
+def probed(*accuracies: float) -> Evaluator:
+    return knn_evaluator(Probe(*accuracies), every(STEPS, 2), stop_below=0.1)  # type: ignore[arg-type]
 
 
-def test_a_probe_that_falls_stops_the_run(classes: Path, tmp_path: Path) -> None:
-    watched = watch(classes, tmp_path, Scores(0.7, 0.8, 0.62, 0.59))
-    watched.begin(dict)
-    assert not take(watched, 1)
-    assert take(watched, 2)
-    assert watched.best == (0.8, 2)
-    take(watched, 3)
-    assert not take(watched, 4)
-    take(watched, 5)
-    with pytest.raises(RunError, match=r"fell from 0\.700 to 0\.590 at step 6.*stop_below 0\.1.*model_best"):
-        take(watched, 6)
+def watch(
+    out: Path,
+    evaluators: Sequence[Evaluator] = (),
+    log: MetricsLog | None = None,
+    log_every: int = 1,
+    guard_steps: int = 500,
+) -> Monitor:
+    logged = np.any([every(STEPS, log_every), *(evaluator.due for evaluator in evaluators)], axis=0)
+    guard = Guard(GuardConfig(steps=guard_steps), prototypes=64, warmup_steps=1)
+    return Monitor(out, log, guard, logged, PATHS, 8, evaluators)
 
 
-def test_a_run_that_goes_on_knows_its_start_and_its_best(classes: Path, tmp_path: Path) -> None:
-    watched = watch(classes, tmp_path, Scores(0.75, 0.59))
-    watched.replay([{"step": 0, "probe": 0.7}, {"step": 2, "probe": 0.8}, {"step": 3}], 3)
-    assert not take(watched, 4)
-    assert watched.best == (0.8, 2)
+def record(monitor: Monitor, step: int, **changed: float) -> None:
+    values = {name: jnp.asarray(value) for name, value in (WELL | changed).items()}
+    monitor.record(step, values, np.arange(step, step + 8), waited=0.0)
+
+
+def take(monitor: Monitor, step: int, **changed: float) -> bool:
+    record(monitor, step, **changed)
+    return monitor.flush(teacher)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_so_many_steps_and_the_last() -> None:
+    assert every(7, 3).tolist() == [False, False, True, False, False, True, True]
+
+
+def test_a_value_that_is_not_finite_stops_the_run_and_names_the_files(tmp_path: Path) -> None:
+    """Also in a step that is not logged, and as soon as the next step is recorded."""
+    with MetricsLog(tmp_path / "metrics.jsonl", None) as log:
+        monitor = watch(tmp_path, log=log, log_every=5)
+        record(monitor, 1)
+        record(monitor, 2, koleo=float("nan"))
+        with pytest.raises(RunError, match=r"koleo is nan at step 2.*images/2\.png.* and more.*failed_batch\.csv"):
+            record(monitor, 3)
+    with (tmp_path / "failed_batch.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"step": "2", "path": PATHS[place]} for place in range(2, 10)]
+    assert lines(tmp_path) == []
+
+
+def test_a_constant_teacher_stops_the_run(tmp_path: Path) -> None:
+    monitor = watch(tmp_path)
+    take(monitor, 1)
+    with pytest.raises(RunError, match=r"all images have the same features .* at step 2"):
+        take(monitor, 2, feature_std=1e-8)
+
+
+def test_uniform_targets_that_last_stop_the_run(tmp_path: Path) -> None:
+    monitor = watch(tmp_path, guard_steps=2)
+    take(monitor, 1, target_entropy=float(np.log(64)))  # in the warm-up
+    take(monitor, 2)
+    assert monitor.suspect is None
+    take(monitor, 3, target_entropy=float(np.log(64)))
+    assert monitor.suspect == 3
+    with pytest.raises(RunError, match=r"collapsed to uniform ones: .* since step 3.* at step 4"):
+        take(monitor, 4, target_entropy=float(np.log(64)))
+
+
+def test_another_process_that_was_asked_to_stop_is_heard(tmp_path: Path) -> None:
+    monitor = watch(tmp_path)
+    take(monitor, 1)
+    assert not monitor.stop
+    take(monitor, 2, stop=1.0)
+    assert monitor.stop
+
+
+def test_a_probe_that_falls_stops_the_run(tmp_path: Path) -> None:
+    monitor = watch(tmp_path, [probed(0.7, 0.8, 0.62, 0.59)])
+    monitor.begin(teacher)
+    assert not take(monitor, 1)
+    assert take(monitor, 2)
+    assert monitor.best == (0.8, 2)
+    assert monitor.note.endswith("probe 0.800")
+    take(monitor, 3)
+    assert not take(monitor, 4)
+    take(monitor, 5)
+    with pytest.raises(
+        RunError, match=r"probe fell from 0\.700 to 0\.590 at step 6.*probe\.stop_below 0\.1.*model_best"
+    ):
+        take(monitor, 6)
+
+
+def test_a_run_that_resumes_knows_its_start_and_its_best(tmp_path: Path) -> None:
+    monitor = watch(tmp_path, [probed(0.75, 0.59)])
+    monitor.replay([{"step": 0, "probe": 0.7}, {"step": 2, "probe": 0.8}, {"step": 3}, {"step": 4, "probe": 0.9}], 3)
+    assert not take(monitor, 4)
+    assert monitor.best == (0.8, 2)
     with pytest.raises(RunError, match=r"fell from 0\.700 to 0\.590"):
-        take(watched, 6)
+        take(monitor, 6)
 
 
-def test_a_lost_start_is_not_passed_over(classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_start_is_not_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError, match=r"probe\.stop_below needs the probe of step 0"):
-        watch(classes, tmp_path, Scores()).replay([], 3)
+        watch(tmp_path, [probed()]).replay([], 3)
     assert "no line up to step 3" in capsys.readouterr().out
+
+
+def test_a_second_evaluator_is_plugged_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The monitor knows neither: it asks each where it is due, and writes what it is given."""
+    seen = []
+
+    def count(params: Any) -> dict[str, float]:
+        seen.append(params)
+        return {"counted": float(len(seen))}
+
+    due = np.array([True, False, False, True, False, False])
+    counter = Evaluator("count", due, count, begin=lambda params: count(params) | {"counted_baseline": 0.25})
+    with MetricsLog(tmp_path / "metrics.jsonl", None) as log:
+        monitor = watch(tmp_path, [probed(0.5, 0.6, 0.7, 0.8), counter], log, log_every=STEPS)
+        monitor.begin(teacher)
+        better = [take(monitor, step) for step in range(1, STEPS + 1)]
+    assert better == [False, True, False, True, False, True]
+    assert "probe 0.500, probe_balanced 0.400" in (told := capsys.readouterr().out)
+    assert "counted 1.000, counted_baseline 0.250" in told
+    assert all(params == teacher() for params in seen)
+    written = {line.pop("step"): line for line in lines(tmp_path)}
+    evaluated = {
+        step: {name: value for name, value in line.items() if name[:5] in ("probe", "count")}
+        for step, line in written.items()
+    }
+    assert evaluated == {
+        0: {
+            **{"probe": 0.5, "probe_balanced": 0.4, "probe_pixels": 0.5, "probe_majority": 0.5},
+            **{"counted": 1.0, "counted_baseline": 0.25},
+        },
+        1: {"counted": 2.0},
+        2: {"probe": 0.6, "probe_balanced": 0.4},
+        4: {"probe": 0.7, "probe_balanced": 0.4, "counted": 3.0},
+        6: {"probe": 0.8, "probe_balanced": 0.4},
+    }
+    clocks = {step: {name for name in line["time"] if name.endswith("_seconds")} for step, line in written.items()}
+    assert clocks == {
+        0: set(),
+        1: {"count_seconds"},
+        2: {"probe_seconds"},
+        4: {"probe_seconds", "count_seconds"},
+        6: {"probe_seconds"},
+    }
+
+
+def test_one_score_decides_which_teacher_is_the_best(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only one score"):
+        watch(tmp_path, [probed(), probed()])

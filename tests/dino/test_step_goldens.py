@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import dinojax
 from dinojax import sharding, tree
 from dinojax.config.pretrain import LossConfig, OptimConfig
 from dinojax.dino import state as states
+from dinojax.dino.forward import Batch
 from dinojax.dino.state import Graphs, Schedules
-from dinojax.dino.step import Batch, make_train_step
+from dinojax.dino.step import make_train_step
+from dinojax.dino.timeline import Timeline
+from dinojax.models import create_transformer
 from dinojax.models.heads import DINOHead
 from tests import goldens_reader as goldens
 from tests import rebuilt
@@ -28,7 +30,7 @@ STEPS = Schedules(
 def modules() -> tuple[Graphs, dict[str, jax.Array]]:
     """The tiny backbone and head, with weights rebuilt under their prefixed names."""
     size = {"width": 32, "depth": 2, "heads": 2, "image_size": 70}
-    backbone = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **size)
+    backbone = create_transformer("vitt14", rngs=nnx.Rngs(0), **size)
     graphs, params = states.split_modules(
         backbone, {"dino_head": DINOHead(32, 128, 48, 16, layers=3, rngs=nnx.Rngs(0))}
     )
@@ -66,7 +68,7 @@ def test_golden_steps(centering: str, devices: int, groups: int, accumulate: int
     golden = goldens.load(f"ssl_steps_{centering}.npz")
     graphs, params = modules()
     loss = LossConfig(centering="sinkhorn_knopp" if centering == "sinkhorn_knopp" else "softmax")
-    optimizer = states.make_optimizer(params, 2, STEPS, OptimConfig(), frozen_steps=1)
+    optimizer = states.make_optimizer(params, 2, STEPS, Timeline(3, frozen_prototypes=1), OptimConfig())
     bound = max(int(golden[f"step{i}.masks"].sum()) for i in range(3)) + 5
     step = jax.jit(
         make_train_step(graphs, optimizer, STEPS, loss, bound, groups=groups, accumulate=accumulate), donate_argnums=0

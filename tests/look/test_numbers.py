@@ -12,11 +12,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from dinojax import create_model, preprocess, tree
-from dinojax.data.sources import read_records
+from dinojax import preprocess, tree
+from dinojax.data.records import read_records
 from dinojax.look import figures as inspect_plots
 from dinojax.look import numbers as inspect
-from dinojax.models import ResNet, VisionTransformer
+from dinojax.models import Backbone, VisionTransformer, create_model, create_transformer
+from dinojax.protocols.knn import Neighbours
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 42, 28, 1), dtype=np.uint8)
@@ -24,10 +25,10 @@ IMAGES = RNG.integers(0, 256, (5, 42, 28, 1), dtype=np.uint8)
 
 def vit(**overrides: object) -> VisionTransformer:
     size = {"width": 32, "depth": 2, "heads": 2, "image_size": 28, "registers": 3}
-    return create_model("vitt14", nnx.Rngs(0), **{**size, **overrides})
+    return create_transformer("vitt14", nnx.Rngs(0), **{**size, **overrides})
 
 
-def resnet() -> ResNet:
+def resnet() -> Backbone:
     return create_model("resnet50", nnx.Rngs(0), blocks=(1, 1, 1, 1), filters=(8, 8, 16, 16), stem=8)
 
 
@@ -171,28 +172,6 @@ def test_components_of_fewer_patches_than_features() -> None:
     np.testing.assert_allclose(np.abs((found.directions * pca.components_).sum(1)), 1, atol=1e-4)
 
 
-def test_neighbours_are_those_of_brute_force() -> None:
-    rng = np.random.default_rng(4)
-    searched = rng.standard_normal((30, 7)).astype(np.float32)
-    excluded = rng.random((6, 30)) < 0.3
-    excluded[np.arange(6), np.arange(6)] = True
-    found = inspect.nearest(searched[:6], searched, 4, excluded)
-    for query in range(6):
-        cosines = [
-            (float(np.dot(searched[query], other) / np.linalg.norm(searched[query]) / np.linalg.norm(other)), place)
-            for place, other in enumerate(searched)
-            if not excluded[query, place]
-        ]
-        best = sorted(cosines, reverse=True)[:4]
-        assert list(found.places[query]) == [place for _, place in best]
-        np.testing.assert_allclose(found.similarities[query], [cosine for cosine, _ in best], atol=1e-5)
-    itself = inspect.nearest(searched[:6], searched, 1)
-    np.testing.assert_array_equal(itself.places[:, 0], np.arange(6))
-    np.testing.assert_allclose(itself.similarities, 1, atol=1e-6)
-    with pytest.raises(ValueError, match="fewer than 30"):
-        inspect.nearest(searched[:6], searched, 30, excluded)
-
-
 def test_similarity_map_is_1_at_the_patch_chosen() -> None:
     patches = np.random.default_rng(5).standard_normal((3, 4, 6)).astype(np.float32)
     patches[2, 3] = -2 * patches[1, 2]
@@ -235,7 +214,7 @@ def test_images_become_squares_of_the_models_size_and_channels(tmp_path: Path, c
     assert (images[0] == 200).all()
     assert (images[1] == 40).all()
     assert inspect.read_images(records, np.array([0]), model).shape[1] == model.preprocessing.size
-    with pytest.raises(ValueError, match="100; take a multiple of the patches' 14 pixels"):
+    with pytest.raises(ValueError, match="multiples of 14, got 100×100"):
         inspect.read_images(records, np.array([0]), model, 100)
 
 
@@ -303,7 +282,7 @@ def test_figures_show_the_numbers() -> None:
 
 
 def test_frames_of_neighbours_tell_whether_labels_agree() -> None:
-    found = inspect.Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.8]], np.float32))
+    found = Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.8]], np.float32))
     figure = inspect_plots.plot_neighbours((IMAGES[:1], ["a"]), (IMAGES, ["a", "a", "b", "", ""]), found, "neighbours")
     query, same, other = figure.axes
     assert not query.patches

@@ -16,11 +16,20 @@ import dinojax
 from dinojax import tree
 from dinojax.errors import UsageError
 from dinojax.models import ARGUMENTS, ResNet, ResNetArguments
-from dinojax.models.resnet import BatchNorm, Conv, fold, running_statistics
+from dinojax.models.heads import Classifier
+from dinojax.models.resnet import BatchNorm, Conv, freeze_batchnorm, running_statistics
 from dinojax.protocols import features
 from tests import goldens_reader as goldens
 
 TINY = {"blocks": (2, 1), "filters": (4, 8), "stem": 8}
+
+
+def resnet(name: str = "resnet50", **overrides: object) -> ResNet:
+    made = dinojax.create_model(name, nnx.Rngs(0), **(overrides or TINY))
+    assert isinstance(made, ResNet)
+    return made
+
+
 TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 KERAS = {"scale": "gamma", "mean": "moving_mean", "var": "moving_variance"}
 
@@ -86,7 +95,7 @@ def test_golden_pooled_features(name: str, file: str, pixels: int) -> None:
     goldens.assert_close(found.pooled, expected, 1e-5)
     assert found.patches.shape == (2, pixels // 32, pixels // 32, 2048)
     np.testing.assert_allclose(found.patches.mean((1, 2)), found.pooled, atol=1e-5)
-    goldens.assert_close(run(fold(model), x).pooled, expected, 1e-5)
+    goldens.assert_close(run(model.for_inference(), x).pooled, expected, 1e-5)
 
 
 def test_golden_names_of_keras_are_all_there() -> None:
@@ -97,7 +106,7 @@ def test_golden_names_of_keras_are_all_there() -> None:
 
 def test_golden_tiny_keras() -> None:
     """With the weights of the file; other widths than those of ResNet50, and a stem as wide as its own."""
-    model = nnx.eval_shape(lambda: dinojax.create_model("resnet50_keras", nnx.Rngs(0), filters=(8, 8, 16, 16)))
+    model = nnx.eval_shape(lambda: resnet("resnet50_keras", filters=(8, 8, 16, 16)))
     with h5py.File(goldens.goldens_dir() / "files" / "resnet50_tiny_notop_weights.h5") as file:
         tensors = {}
         for path in tree.split(model)[1]:
@@ -144,7 +153,7 @@ def test_batchnorm_uses_the_batch_in_training_and_moves_the_running_statistics(
 
 
 def test_inference_moves_nothing_and_sees_every_image_alone() -> None:
-    model = dinojax.create_model("resnet50", nnx.Rngs(0), **TINY)
+    model = resnet()
     x = jax.random.normal(jax.random.key(0), (3, 32, 40, 3))
     before = running_statistics(model)
     assert set(before) == {path for path in tree.split(model)[1] if path.endswith((".mean", ".var"))}
@@ -166,8 +175,91 @@ def test_inference_moves_nothing_and_sees_every_image_alone() -> None:
     assert all(np.abs(value - before[path]).max() > 1e-4 for path, value in after.items())
 
 
+def pretrained() -> ResNet:
+    """Running statistics and affine parameters that are neither 0 nor 1."""
+    graph, params = tree.split(resnet())
+    drawn = np.random.default_rng(0)
+    return tree.merge(
+        graph,
+        {p: v + jnp.asarray(drawn.uniform(0.1, 0.9, v.shape), "float32") * (v.ndim == 1) for p, v in params.items()},
+    )
+
+
+def trained_once(module: nnx.Module, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Pooled features or logits in training, and what the call leaves of all arrays; compiled as a step would be."""
+    graph, params = tree.split(module)
+
+    @jax.jit
+    def call(params: tree.Params) -> tuple[jax.Array, tree.Params]:
+        called = tree.merge(graph, params)
+        found = called(x, train=True)
+        return getattr(found, "pooled", found), tree.split(called)[1]
+
+    return call(params)
+
+
+def test_frozen_batchnorms_infer_in_training_and_keep_their_statistics() -> None:
+    """A ResNet all of whose layers are frozen below a head that is trained, as Keras does it."""
+    classifier = Classifier(pretrained(), 2, 0, False, nnx.Rngs(1))
+    x = jax.random.normal(jax.random.key(0), (3, 32, 40, 3))
+    expected, before = jax.jit(lambda called, x: called(x))(classifier, x), tree.split(classifier)[1]
+    moving, after = trained_once(classifier, x)
+    assert np.abs(np.asarray(moving - expected)).max() > 1e-2
+    statistics = {path for path in before if path.endswith((".mean", ".var"))}
+    assert {path for path in before if not np.array_equal(before[path], after[path])} == statistics
+    assert running_statistics(classifier).keys() == statistics
+
+    freeze_batchnorm(classifier, {"head.0.kernel", "head.0.bias"})
+    assert not running_statistics(classifier)
+    found, after = trained_once(classifier, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value)
+    classifier.backbone.check_batch(1, 1, 1)  # no statistics are needed
+    freeze_batchnorm(classifier, lambda path: True)
+    assert running_statistics(classifier).keys() == statistics
+
+
+def test_batchnorms_that_are_trained_move_beside_frozen_ones() -> None:
+    """By hand: frozen, the stem gives what it gives in inference, whose statistics the first block then sees."""
+    model = pretrained()
+    freeze_batchnorm(model, lambda path: path.startswith("layers."))
+    x = jax.random.normal(jax.random.key(0), (3, 32, 40, 3))
+    before = tree.split(model)[1]
+    _, after = trained_once(model, x)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert (
+        moved
+        == running_statistics(model).keys()
+        == {path for path in before if path.startswith("layers.") and path.endswith((".mean", ".var"))}
+    )
+    assert model.bn1 is not None
+    stem = np.maximum(np.asarray(model.bn1(model.conv1(x), train=False)), 0)
+    padded = np.pad(stem, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    places = [(i, j) for i in range(3) for j in range(3)]
+    pooled = np.max([padded[:, i : i + 16 : 2, j : j + 20 : 2] for i, j in places], axis=0)
+    seen = np.asarray(model.layers[0][0].conv1(jnp.asarray(pooled)), np.float64)
+    expected = 0.9 * np.asarray(before["layers.0.0.bn1.mean"]) + 0.1 * seen.mean((0, 1, 2))
+    np.testing.assert_allclose(after["layers.0.0.bn1.mean"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stages", "largest"), [(2, 8), (4, 32), (5, 64)])
+def test_a_training_batch_needs_more_than_one_value_a_channel(stages: int, largest: int) -> None:
+    """The largest side of which one image leaves a single place in the last feature map."""
+    model = resnet(blocks=(1,) * stages, filters=(4,) * stages, stem=4)
+    with pytest.raises(ValueError, match="one value a channel"):
+        model.check_batch(1, largest, largest)
+    model.check_batch(2, largest, largest)
+    model.check_batch(1, largest, largest + 1)
+    if largest >= 32:
+        maps = model(jnp.zeros((1, largest, largest + 1, 3)), train=True).patches
+        assert maps.shape == (1, 1, 2, 16)
+        with pytest.raises(ValueError, match="no variance"):
+            model(jnp.zeros((1, largest, largest, 3)), train=True)
+
+
 def test_gradients_of_training_are_those_of_finite_differences() -> None:
-    graph, params = tree.split(dinojax.create_model("resnet50_keras", nnx.Rngs(0), **TINY))
+    graph, params = tree.split(resnet("resnet50_keras"))
     x = jax.random.normal(jax.random.key(0), (4, 48, 48, 3))
     weights = jax.random.normal(jax.random.key(1), (32,))
 
@@ -184,16 +276,16 @@ def test_gradients_of_training_are_those_of_finite_differences() -> None:
         assert slope == pytest.approx(float(jnp.sum(jnp.square(gradients[path]))), rel=0.05)
 
 
-def test_folding_leaves_the_model_as_it_is_and_serves_extraction() -> None:
-    model = dinojax.create_model("resnet50_keras", nnx.Rngs(0), **TINY)
+def test_absorbing_batchnorm_leaves_the_model_as_it_is_and_serves_extraction() -> None:
+    model = resnet("resnet50_keras")
     x = jax.random.normal(jax.random.key(0), (6, 32, 32, 3))
     model(5 * x, train=True)
-    folded = fold(model)
-    assert not running_statistics(folded)
+    absorbed = model.for_inference()
+    assert not running_statistics(absorbed)
     assert running_statistics(model)
-    np.testing.assert_allclose(folded(x).patches, model(x).patches, atol=1e-5)
-    with pytest.raises(ValueError, match="folded"):
-        folded(x, train=True)
+    np.testing.assert_allclose(absorbed(x).patches, model(x).patches, atol=1e-5)
+    with pytest.raises(ValueError, match="BatchNorms are absorbed"):
+        absorbed(x, train=True)
     grey = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 1), np.uint8)
     batch = {"image": grey, "label": np.arange(6), "index": np.arange(6), "valid": np.arange(6) < 5}
     found = features.extract(model, [batch])
@@ -204,11 +296,11 @@ def test_folding_leaves_the_model_as_it_is_and_serves_extraction() -> None:
 
 def test_a_chunk_of_feature_maps_holds_four_images_of_224_pixels() -> None:
     model = nnx.eval_shape(lambda: dinojax.create_model("resnet50", nnx.Rngs(0)))
-    assert [features.images_per_chunk(model, size, size) for size in (224, 112, 1120)] == [4, 16, 1]
+    assert [model.images_per_chunk(size, size) for size in (224, 112, 1120)] == [4, 16, 1]
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
-    model = dinojax.create_model("resnet50", nnx.Rngs(0), **TINY)
+    model = resnet()
     assert model(jnp.zeros((1, 32, 33, 3))).patches.shape == (1, 4, 5, 32)
     with pytest.raises(ValueError, match="32 or more, got 31×64"):
         model(jnp.zeros((1, 31, 64, 3)))
@@ -216,12 +308,12 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model(jnp.zeros((1, 32, 32, 1)))
     with pytest.raises(ValueError, match="no mask token"):
         model(jnp.zeros((1, 32, 32, 3)), masks=jnp.zeros((1, 1), bool))
-    with pytest.raises(ValueError, match="one value in each channel"):
+    with pytest.raises(ValueError, match="no variance"):
         BatchNorm(3, arguments("resnet50"))(jnp.zeros((1, 1, 1, 3)), train=True)
 
 
 def test_intermediate_features_are_those_after_each_block() -> None:
-    model = dinojax.create_model("resnet50", nnx.Rngs(0), blocks=(1, 2), filters=(4, 8), stem=8)
+    model = resnet(blocks=(1, 2), filters=(4, 8), stem=8)
     x = jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
     last = model(x)
     first, second, third = model.intermediate(x, 3)
@@ -234,12 +326,12 @@ def test_intermediate_features_are_those_after_each_block() -> None:
 
 
 def test_bfloat16_stays_bfloat16_and_its_statistics_are_float32() -> None:
-    model = dinojax.create_model("resnet50", nnx.Rngs(0), **TINY)
+    model = resnet()
     x = 3 + jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
     model(x, train=True)
     graph, params = tree.split(model)
     half = tree.merge(graph, {path: value.astype(jnp.bfloat16) for path, value in params.items()})
-    for run in (half, fold(half)):
+    for run in (half, half.for_inference()):
         found = run(x.astype(jnp.bfloat16)).pooled
         assert found.dtype == jnp.bfloat16
         np.testing.assert_allclose(found.astype(jnp.float32), model(x).pooled, rtol=0.1, atol=0.05)
@@ -255,7 +347,7 @@ def test_bfloat16_stays_bfloat16_and_its_statistics_are_float32() -> None:
     [
         ({"depth": 6, "heads": 3}, "model resnet50 has no argument depth, heads; it has blocks, bn_eps"),
         ({"drop_path": 0.1}, "no argument drop_path"),
-        ({"filters": (8, 8)}, r"blocks \[3, 4, 6, 3\] and filters \[8, 8\] must be as many"),
+        ({"filters": (8, 8)}, r"blocks \[3, 4, 6, 3\] and filters \[8, 8\] must be equally long"),
         ({"stem": 0}, "stem is 0; it must be above 0"),
         ({"filters": (8, 8, 0, 8)}, "filters is 0"),
         ({"channels": 0}, "channels is 0"),

@@ -16,24 +16,16 @@ from flax import nnx
 import dinojax
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Preprocessing, ResNet, VisionTransformer
-from dinojax.models.store import (
-    LazyArrays,
-    load_linear_head,
-    load_vit,
-    map_arrays,
-    read_description,
-    read_params,
-    write_arrays,
-    write_model,
-)
+from dinojax.models import Preprocessing, ResNet, VisionTransformer, create_transformer
+from dinojax.models.arrays import LazyArrays, map_arrays, write_arrays
+from dinojax.models.store import load_linear_head, load_transformer, read_description, read_params, write_model
 
 TINY = {"width": 32, "depth": 1, "heads": 2, "image_size": 28}
 TINY_RESNET = {"blocks": (1, 2), "filters": (4, 8), "stem": 8}
 
 
 def tiny(seed: int = 0, **overrides: object) -> VisionTransformer:
-    return dinojax.create_model("vitt14", rngs=nnx.Rngs(seed), **{**TINY, **overrides})
+    return create_transformer("vitt14", rngs=nnx.Rngs(seed), **{**TINY, **overrides})
 
 
 def test_a_saved_model_loads_to_the_same_outputs(tmp_path: Path) -> None:
@@ -75,7 +67,7 @@ def test_a_model_that_is_being_replaced_comes_back(tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         dinojax.save_model(directory, tiny(1), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    np.testing.assert_array_equal(load_vit(directory).pos_embed[...], tiny(0).pos_embed[...])
+    np.testing.assert_array_equal(load_transformer(directory).pos_embed[...], tiny(0).pos_embed[...])
 
 
 def test_a_link_to_a_model_stays_one(tmp_path: Path) -> None:
@@ -84,7 +76,7 @@ def test_a_link_to_a_model_stays_one(tmp_path: Path) -> None:
     link.symlink_to(disk)
     for seed in (1, 2):
         dinojax.save_model(link, tiny(seed), overwrite=True)
-        np.testing.assert_array_equal(load_vit(disk).pos_embed[...], tiny(seed).pos_embed[...])
+        np.testing.assert_array_equal(load_transformer(disk).pos_embed[...], tiny(seed).pos_embed[...])
     assert link.is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"model", "disk"}
 
@@ -137,8 +129,7 @@ def test_what_is_no_model_ends_in_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_resnet_loads_to_the_same_outputs(tmp_path: Path) -> None:
-    model = dinojax.create_model("resnet50_keras", nnx.Rngs(0), **TINY_RESNET)
-    graph, params = tree.split(model)
+    graph, params = tree.split(dinojax.create_model("resnet50_keras", nnx.Rngs(0), **TINY_RESNET))
     drawn = np.random.default_rng(0)
     params = {path: value + jnp.asarray(drawn.uniform(size=value.shape), "float32") for path, value in params.items()}
     model: ResNet = tree.merge(graph, params)
@@ -152,7 +143,7 @@ def test_a_resnet_loads_to_the_same_outputs(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="model resnet50_keras has no argument drop_path, loop_blocks; it has"):
         dinojax.load_model(tmp_path / "model", drop_path=0.1, loop_blocks=True)
     with pytest.raises(UsageError, match="holds a resnet50_keras; a vision transformer is needed"):
-        load_vit(tmp_path / "model", drop_path=0.1)
+        load_transformer(tmp_path / "model", drop_path=0.1)
 
 
 def test_a_directory_from_before_the_order_of_channels_was_stored(tmp_path: Path) -> None:

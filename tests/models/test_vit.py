@@ -11,7 +11,7 @@ from flax import nnx
 import dinojax
 from dinojax import tree
 from dinojax.errors import UsageError
-from dinojax.models import VisionTransformer
+from dinojax.models import VisionTransformer, create_transformer
 from dinojax.models.heads import DINOHead, LinearHead
 from tests import goldens_reader as goldens
 from tests import rebuilt
@@ -28,10 +28,8 @@ TOLERANCE = {"vits14": 1e-5, "vits14_reg4": 1e-5, "tiny_swiglu": 5e-6}
 def model_of(name: str) -> VisionTransformer:
     if name == "tiny_swiglu":
         size = {"width": 32, "depth": 2, "heads": 2, "image_size": 70, "mlp": "swiglu"}
-        return rebuilt.backbone(dinojax.create_model("vitg14", rngs=nnx.Rngs(0), **size))
-    model = rebuilt.backbone(dinojax.create_model(name, rngs=nnx.Rngs(0)))
-    assert isinstance(model, VisionTransformer)
-    return model
+        return rebuilt.backbone(create_transformer("vitg14", rngs=nnx.Rngs(0), **size))
+    return rebuilt.backbone(create_transformer(name, rngs=nnx.Rngs(0)))
 
 
 def image(name: str, size: str, batch: int) -> jax.Array:
@@ -81,7 +79,7 @@ TINY = {"width": 32, "depth": 3, "heads": 2, "image_size": 28}
 
 
 def test_drop_path_runs_branches_on_a_subset_scaled_to_the_batch() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5, drop_path_uniform=True)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5, drop_path_uniform=True)
     block, x = model.blocks[0], jax.random.normal(jax.random.key(1), (8, 5, 32))
     k1, k2 = keys = jax.random.split(jax.random.key(2))
 
@@ -96,7 +94,7 @@ def test_drop_path_runs_branches_on_a_subset_scaled_to_the_batch() -> None:
 
 
 def test_drop_path_in_groups_picks_as_many_of_each() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.75, drop_path_uniform=True)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.75, drop_path_uniform=True)
     x = jax.random.normal(jax.random.key(1), (8, 5, 32))
     keys = jax.random.split(jax.random.key(2), (2, 2))
     changed = np.abs(np.asarray(model.blocks[0](x, keys) - x)).max((1, 2)) > 0
@@ -110,7 +108,7 @@ def test_drop_path_in_groups_picks_as_many_of_each() -> None:
 @pytest.mark.parametrize(("rate", "subset"), [(0.3, True), (0.3, False), (0.1, True)])
 def test_blocks_in_a_loop_give_what_they_give_one_by_one(rate: float, subset: bool) -> None:
     given = {**TINY, "drop_path": rate, "drop_path_uniform": True, "drop_path_subset": subset, "loop_blocks": True}
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **given)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **given)
     x, keys = jax.random.normal(jax.random.key(1), (8, 28, 28, 3)), jax.random.split(jax.random.key(2), 2)
     tokens, drop_keys = model._tokens(x, None), model._drop_keys(True, keys)
     assert drop_keys is not None
@@ -120,7 +118,7 @@ def test_blocks_in_a_loop_give_what_they_give_one_by_one(rate: float, subset: bo
 
 
 def test_small_drop_path_masks_single_images_and_keeps_the_mean() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.1, drop_path_uniform=True)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.1, drop_path_uniform=True)
     block, x = model.blocks[0], jnp.repeat(jax.random.normal(jax.random.key(1), (1, 5, 32)), 4096, axis=0)
     attended = x + block.ls1(block.attn(block.norm1(x)))
     full = attended + block.ls2(block.mlp(block.norm2(attended)))
@@ -131,7 +129,7 @@ def test_small_drop_path_masks_single_images_and_keeps_the_mean() -> None:
 
 
 def test_drop_path_acts_only_in_training() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY, drop_path=0.5)
     x = jax.random.normal(jax.random.key(1), (4, 28, 28, 3))
     rates = [block.drop_path.rate for block in model.blocks]
     assert rates == [0.0, 0.25, 0.5]
@@ -143,14 +141,14 @@ def test_drop_path_acts_only_in_training() -> None:
 
 def test_bfloat16_stays_bfloat16_at_every_size() -> None:
     """Positional embeddings are interpolated in float32, which must not make the blocks float32 too."""
-    graph, params = tree.split(dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY))
+    graph, params = tree.split(create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY))
     model = tree.merge(graph, {path: value.astype(jnp.bfloat16) for path, value in params.items()})
     for size in (28, 42):
         assert model(jnp.ones((1, size, size, 3), jnp.bfloat16)).pooled.dtype == jnp.bfloat16
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY)
     with pytest.raises(ValueError, match="multiples of 14, got 28×30"):
         model(jnp.zeros((1, 28, 30, 3)))
     with pytest.raises(ValueError, match=r"\(1, 28, 28, 1\)"):
@@ -172,7 +170,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize("block", [0, 1, -1])
 def test_attention_weights_reproduce_the_blocks_result(registers: int, block: int) -> None:
     """Softmax and values by hand, from the block's own weights, after the blocks before it."""
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, registers=registers)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY, registers=registers)
     x = jax.random.normal(jax.random.key(1), (2, 42, 28, 3))
     weights = np.asarray(model.attention(x, block))
     assert weights.shape == (2, 2, 7 + registers, 7 + registers)
@@ -194,7 +192,7 @@ def test_attention_weights_reproduce_the_blocks_result(registers: int, block: in
 
 
 def test_the_stream_and_the_final_norm_give_the_features() -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY, registers=2)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY, registers=2)
     x = jax.random.normal(jax.random.key(1), (2, 28, 28, 3))
     for blocks, features in zip((2, 3), model.intermediate(x, 2), strict=True):
         tokens = model.norm(model.stream(x, blocks))
@@ -204,7 +202,7 @@ def test_the_stream_and_the_final_norm_give_the_features() -> None:
 
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_a_linear_head_reads_class_tokens_in_order_and_then_the_mean_patch(blocks: int) -> None:
-    model = dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **{**TINY, "depth": 5}, registers=2)
+    model = create_transformer("vitt14", rngs=nnx.Rngs(0), **{**TINY, "depth": 5}, registers=2)
     rng = np.random.default_rng(0)
     kernel, bias = rng.standard_normal(((blocks + 1) * 32, 7)), rng.standard_normal(7)
     x = jax.random.normal(jax.random.key(1), (2, 28, 42, 3))
@@ -215,7 +213,7 @@ def test_a_linear_head_reads_class_tokens_in_order_and_then_the_mean_patch(block
 
 
 def test_attention_of_bfloat16_is_float32_and_of_no_block_refused() -> None:
-    graph, params = tree.split(dinojax.create_model("vitt14", rngs=nnx.Rngs(0), **TINY))
+    graph, params = tree.split(create_transformer("vitt14", rngs=nnx.Rngs(0), **TINY))
     model = tree.merge(graph, {path: value.astype(jnp.bfloat16) for path, value in params.items()})
     weights = model.attention(jnp.ones((1, 28, 28, 3), jnp.bfloat16))
     assert weights.dtype == jnp.float32

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from dinojax import create_model, preprocess, sharding, tree
+from dinojax.models import vit
 from dinojax.protocols import features
 from dinojax.protocols.features import extract
 from dinojax.sharding import widest_mesh
@@ -61,15 +62,15 @@ def test_chunks_of_each_devices_images_equal_the_whole(devices: int, chunk: int)
 def test_a_chunk_is_smaller_the_larger_image_and_model() -> None:
     """Two for ViT-S/14 at 224 pixels, as measured; never none."""
     small = create_model("vitt14", nnx.Rngs(0), width=384, heads=6, depth=1, image_size=28)
-    assert features.images_per_chunk(small, 224, 224) == 2
-    assert features.images_per_chunk(small, 112, 112) == 8
-    assert features.images_per_chunk(small, 1120, 1120) == 1
+    assert small.images_per_chunk(224, 224) == 2
+    assert small.images_per_chunk(112, 112) == 8
+    assert small.images_per_chunk(1120, 1120) == 1
 
 
 def test_extract_runs_a_large_batch_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("vitt14", nnx.Rngs(0), width=32, depth=1, heads=2, image_size=28, channels=1)
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
     batch = {"image": images, "label": np.arange(40), "index": np.arange(40), "valid": np.ones(40, bool)}
-    monkeypatch.setattr(features, "_TOKEN_NUMBERS", 2 * 4 * 32)  # two images: three chunks of each device's five
+    monkeypatch.setattr(vit, "_TOKEN_NUMBERS", 2 * 4 * 32)  # two images: three chunks of each device's five
     found = extract(model, [batch])
     np.testing.assert_allclose(found.pooled, model(preprocess(images, model)).pooled, atol=1e-5)

@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from dinojax import create_model, preprocess, tree
+from dinojax import preprocess, tree
 from dinojax.augment.classification import eval_transform
 from dinojax.data.decode import decode
 from dinojax.errors import RunError, UsageError
-from dinojax.models import VisionTransformer
+from dinojax.models import VisionTransformer, create_transformer
 from dinojax.protocols.pixels import grey_pixels
 from dinojax.protocols.probe import Probe, leave_one_group_out
 from dinojax.report.plots import metrics_panels, plot_metrics
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 
 def tiny(seed: int = 0, channels: int = 1) -> VisionTransformer:
-    return create_model("vitt14", nnx.Rngs(seed), width=32, depth=1, heads=2, image_size=28, channels=channels)
+    return create_transformer("vitt14", nnx.Rngs(seed), width=32, depth=1, heads=2, image_size=28, channels=channels)
 
 
 def write_images(folder: Path, classes: str, patients: str | None = None, splits: list[str] | None = None) -> Path:

@@ -85,7 +85,7 @@ def test_the_order_of_test_labels_changes_no_nested_selection(criterion: Criteri
 def independent_auc(rows: pd.DataFrame, classes: list[str]) -> tuple[float | None, dict[str, float | None]]:
     """By scikit-learn from the file's own cells: the AUC of all, and of each label or class."""
     if "label" in rows:
-        truth = {name: rows["label"].eq(name).astype(str).map({"True": "1", "False": "0"}) for name in classes}
+        truth = {name: rows["label"].eq(name).astype(int).astype(str) for name in classes}
     else:
         truth = {name: rows[f"label_{name}"] for name in classes}
     each: dict[str, float | None] = {}
@@ -111,7 +111,9 @@ def test_every_auc_is_scikit_learns(kind: str, tmp_path: Path) -> None:
     types: dict[Hashable, type] = {f"label_{name}": str for name in results["classes"]}
     rows = pd.read_csv(run / "predictions.csv", dtype=types, keep_default_na=False)
     rows = pd.DataFrame(rows.loc[rows["split"] == "test"])
-    groups = [(setting, dict.fromkeys((1, 2, 3), setting["setting"])) for setting in results["settings"]]
+    groups: list[tuple[dict[str, Any], dict[int, str]]] = [
+        (setting, dict.fromkeys((1, 2, 3), setting["setting"])) for setting in results["settings"]
+    ]
     groups += [(s, {e["fold"]: e["setting"] for e in s["folds"]}) for s in results["selections"].values()]
     absent = 0
     for stated, settings in groups:

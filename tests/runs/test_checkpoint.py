@@ -19,8 +19,8 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinojax.errors import RunError, Stopped
-from dinojax.runs import directory as rundir
-from dinojax.runs.checkpoint import Checkpoints, MetricsLog, read_metrics
+from dinojax.runs.checkpoint import Checkpoints
+from dinojax.runs.metrics import read_metrics
 
 SPREAD = PartitionSpec("data")
 
@@ -239,7 +239,7 @@ def test_an_error_is_told_once_and_hides_no_other(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     run = saved(tmp_path / "run", 1)
-    monkeypatch.setattr(rundir, "checksums", full)
+    monkeypatch.setattr("dinojax.runs.checkpoint.checksums", full)
     told = f"the checkpoint of step 2 could not be written to {run}: No space left on device; "
     told += "the same command goes on from step 1"
     for then in (Checkpoints.wait, lambda checkpoints: checkpoints.save(3, state(3)), lambda checkpoints: None):
@@ -281,8 +281,9 @@ FULL_DISK = """
 import pathlib, resource, sys
 import jax.numpy as jnp
 import numpy as np
-from dinojax.checkpoint import Checkpoints, MetricsLog
 from dinojax.errors import RunError
+from dinojax.runs.checkpoint import Checkpoints
+from dinojax.runs.metrics import MetricsLog
 
 out = pathlib.Path(sys.argv[1])
 numbers = np.random.default_rng(0).normal(size=(8, 128, 256)).astype(np.float32)
@@ -330,7 +331,7 @@ KILLED = """
 import os, pathlib, signal, sys, time
 import jax
 import jax.numpy as jnp
-from dinojax.checkpoint import Checkpoints
+from dinojax.runs.checkpoint import Checkpoints
 
 # Modules are loaded once; each process starts JAX after the fork.
 add = lambda state: jax.tree.map(lambda x: x + 1, state)
@@ -390,7 +391,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import NamedSharding, PartitionSpec as P
-from dinojax.checkpoint import Checkpoints
+from dinojax.runs.checkpoint import Checkpoints
 
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 run = pathlib.Path(sys.argv[1])
@@ -434,37 +435,3 @@ def test_two_processes_share_their_checkpoints(tmp_path: Path) -> None:
     spread = NamedSharding(mesh(8), SPREAD)
     back = restore(tmp_path / "run", {"a": jax.device_put(np.zeros((8, 4), np.float32), spread), "step": jnp.int32(0)})
     np.testing.assert_array_equal(back["a"], np.arange(32).reshape(8, 4) + 3)
-
-
-def write_log(path: Path, restored: int | None, *steps: int) -> None:
-    with MetricsLog(path, restored) as log:
-        for step in steps:
-            log.write(step, {"loss": 1 / 3}, {"seconds": 0.5})
-
-
-def test_metrics_go_on_after_the_restored_step(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    assert read_metrics(path) == []
-    write_log(path, None, 0, 1, 2, 3)
-    with path.open("a") as file:
-        file.write('{"step": 4, "lo')
-    whole = path.read_text().splitlines(keepends=True)
-    assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3]
-    write_log(path, 2, 3)
-    assert path.read_text().splitlines(keepends=True) == whole[:4]
-    assert read_metrics(path)[-1] == {"step": 3, "loss": 1 / 3, "time": {"seconds": 0.5}}
-    write_log(path, 0)
-    assert [line["step"] for line in read_metrics(path)] == [0]
-    write_log(path, None)
-    assert path.read_text() == ""
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
-@pytest.mark.parametrize("line", ["{", "[]", "3", "{}", '{"step": null}', "\x00\x00", ""])
-def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(RunError, match=r"line 2 of .*metrics\.jsonl is damaged.*remove it") as caught:
-        MetricsLog(path, 3)
-    assert "\n" not in str(caught.value)
-    assert path.read_text().count("\n") == 3

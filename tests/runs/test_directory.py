@@ -1,9 +1,7 @@
 """A run's directory: one run at a time, and what it began with is what it goes on with."""
 
-import errno
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +12,8 @@ import yaml
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.parser import parse
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.errors import RunError, UsageError
-from dinojax.runs import directory as rundir
+from dinojax.errors import UsageError
+from dinojax.runs.directory import check_config, lock, pin_data, write_config
 
 REQUIRED = ["--data", "d", "--out", "o"]
 
@@ -30,7 +28,7 @@ def kept(directory: Path) -> list[str]:
 
 def test_a_second_run_is_refused_until_the_first_has_died(tmp_path: Path) -> None:
     run = tmp_path / "deep" / "run"
-    hold = "import sys, pathlib, dinojax.rundir as r\n"
+    hold = "import sys, pathlib, dinojax.runs.directory as r\n"
     hold += "with r.lock(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
     child = subprocess.Popen(
         [sys.executable, "-c", hold, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -39,25 +37,25 @@ def test_a_second_run_is_refused_until_the_first_has_died(tmp_path: Path) -> Non
     assert child.stdout.readline() == "held\n"
     with (
         pytest.raises(UsageError, match=rf"{run} is in use by process {child.pid} on .*--out") as caught,
-        rundir.lock(run),
+        lock(run),
     ):
         pytest.fail("two runs hold one directory")
     assert "\n" not in str(caught.value)
     child.kill()
     child.communicate()
-    with rundir.lock(run):
+    with lock(run):
         assert (run / ".lock").read_text().startswith(f"process {os.getpid()} on ")
-        with pytest.raises(UsageError, match="in use"), rundir.lock(run):
+        with pytest.raises(UsageError, match="in use"), lock(run):
             pass
-    with rundir.lock(run):
+    with lock(run):
         pass
 
 
 def test_a_run_keeps_its_whole_configuration(tmp_path: Path) -> None:
     first = pretrain("--crops.locals", "3", "--threads", "7", "--distributed.processes", "2")
-    rundir.check_config(first, tmp_path / "run")
+    check_config(first, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    rundir.write_config(first, tmp_path / "run", 0)
+    write_config(first, tmp_path / "run", 0)
     assert kept(tmp_path / "run") == ["config.yaml"]
     stored = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (stored["optim"]["lr"], stored["threads"], stored["distributed"]["processes"]) == (2e-4, 7, 2)
@@ -66,34 +64,34 @@ def test_a_run_keeps_its_whole_configuration(tmp_path: Path) -> None:
 
 
 def test_what_changes_no_result_is_not_compared(tmp_path: Path) -> None:
-    rundir.write_config(pretrain(), tmp_path, 0)
+    write_config(pretrain(), tmp_path, 0)
     free = ["--out", "p", "--threads", "9", "--workers", "3", "--cache_gib", "1", "--on_bad_file", "skip"]
     free += ["--keep_checkpoints", "5", "--fsdp", "0", "--distributed.coordinator", "a:1", "--accept_changes", "seed"]
     config = pretrain(*free)
-    rundir.check_config(config, tmp_path, ["seed"])
-    rundir.write_config(config, tmp_path, 10)
+    check_config(config, tmp_path, ["seed"])
+    write_config(config, tmp_path, 10)
     assert kept(tmp_path) == ["config.yaml"]
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["workers"] == 3
 
 
 def test_a_changed_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
-    rundir.write_config(pretrain(), tmp_path, 0)
+    write_config(pretrain(), tmp_path, 0)
     before = (tmp_path / "config.yaml").read_bytes()
     changed = pretrain("--optim.lr", "1", "--steps", "5")
     with pytest.raises(
         UsageError, match=r"optim\.lr was 0\.0002, is 1\.0, steps was None, is 5;.*--out.*optim\.lr,steps$"
     ):
-        rundir.check_config(changed, tmp_path)
+        check_config(changed, tmp_path)
     with pytest.raises(UsageError, match=r"configuration: steps was None, is 5;.*--accept_changes optim\.lr,steps$"):
-        rundir.check_config(changed, tmp_path, ["optim.lr"])
+        check_config(changed, tmp_path, ["optim.lr"])
     with pytest.raises(UsageError, match=r"--accept_changes optim\.rl: there is no such key; did you mean optim\.lr\?"):
-        rundir.check_config(changed, tmp_path, ["optim.rl", "steps"])
+        check_config(changed, tmp_path, ["optim.rl", "steps"])
     with pytest.raises(UsageError, match="there is no such key"):
-        rundir.check_config(changed, tmp_path / "new", ["nonsense"])
-    rundir.check_config(changed, tmp_path, ["optim.lr", "steps"])
+        check_config(changed, tmp_path / "new", ["nonsense"])
+    check_config(changed, tmp_path, ["optim.lr", "steps"])
     assert (tmp_path / "config.yaml").read_bytes() == before
-    rundir.write_config(changed, tmp_path, 40)
-    rundir.write_config(pretrain("--optim.lr", "2"), tmp_path, 40)
+    write_config(changed, tmp_path, 40)
+    write_config(pretrain("--optim.lr", "2"), tmp_path, 40)
     assert kept(tmp_path) == ["config.before_step40.1.yaml", "config.before_step40.yaml", "config.yaml"]
     assert (tmp_path / "config.before_step40.yaml").read_bytes() == before
     rates = [yaml.safe_load((tmp_path / name).read_text())["optim"]["lr"] for name in kept(tmp_path)]
@@ -102,12 +100,12 @@ def test_a_changed_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
 
 def test_a_section_that_comes_or_goes_is_a_change(tmp_path: Path) -> None:
     without, given = pretrain(), pretrain("--ibot_head.prototypes", "8")
-    rundir.write_config(without, tmp_path / "a")
+    write_config(without, tmp_path / "a")
     with pytest.raises(UsageError, match=r"configuration: ibot_head\.bottleneck was not there, is 256, .*prototypes$"):
-        rundir.check_config(given, tmp_path / "a")
-    rundir.write_config(given, tmp_path / "b")
+        check_config(given, tmp_path / "a")
+    write_config(given, tmp_path / "b")
     with pytest.raises(UsageError, match=r"ibot_head\.prototypes was 8, is not there; .*prototypes$"):
-        rundir.check_config(without, tmp_path / "b")
+        check_config(without, tmp_path / "b")
 
 
 def test_only_what_a_verb_lets_change_is_advised(tmp_path: Path) -> None:
@@ -115,15 +113,15 @@ def test_only_what_a_verb_lets_change_is_advised(tmp_path: Path) -> None:
         return parse(FinetuneConfig, [*REQUIRED, *arguments], "finetune")
 
     changeable = ("data", "data_root")
-    rundir.write_config(finetune(), tmp_path)
+    write_config(finetune(), tmp_path)
     with pytest.raises(UsageError, match=r"epochs was 30, is 3; choose another --out$"):
-        rundir.check_config(finetune("--epochs", "3"), tmp_path, (), changeable)
+        check_config(finetune("--epochs", "3"), tmp_path, (), changeable)
     with pytest.raises(UsageError, match=r"--accept_changes data_root$"):
-        rundir.check_config(finetune("--data_root", "x"), tmp_path, (), changeable)
+        check_config(finetune("--data_root", "x"), tmp_path, (), changeable)
     with pytest.raises(UsageError, match="--accept_changes epochs: choose another --out; only data, data_root may"):
-        rundir.check_config(finetune(), tmp_path, ["epochs"], changeable)
-    rundir.check_config(finetune("--data_root", "x"), tmp_path, ["data_root"], changeable)
-    rundir.write_config(finetune("--data_root", "x"), tmp_path)
+        check_config(finetune(), tmp_path, ["epochs"], changeable)
+    check_config(finetune("--data_root", "x"), tmp_path, ["data_root"], changeable)
+    write_config(finetune("--data_root", "x"), tmp_path)
     assert kept(tmp_path) == ["config.before.yaml", "config.yaml"]
 
 
@@ -131,55 +129,28 @@ def test_only_what_a_verb_lets_change_is_advised(tmp_path: Path) -> None:
 def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UsageError, match=r"config\.yaml cannot be read") as caught:
-        rundir.check_config(pretrain(), tmp_path)
+        check_config(pretrain(), tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_checkpoints_without_their_configuration_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"has checkpoints but no config\.yaml"):
-        rundir.check_config(PretrainConfig("d", "o"), tmp_path)
+        check_config(PretrainConfig("d", "o"), tmp_path)
 
 
 def test_a_run_stays_with_its_images(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    rundir.pin_data(run, ["a.png", "b.png"], accept=False)
+    pin_data(run, ["a.png", "b.png"], accept=False)
     assert json.loads((run / "data.json").read_text())["images"] == 2
-    rundir.pin_data(run, ["a.png", "b.png"], accept=False)
+    pin_data(run, ["a.png", "b.png"], accept=False)
     with pytest.raises(UsageError, match=r"2 then, 3 now.*put them back.*--out.*--accept_changes data"):
-        rundir.pin_data(run, ["a.png", "b.png", "c.png"], accept=False)
+        pin_data(run, ["a.png", "b.png", "c.png"], accept=False)
     for others in (["b.png", "a.png"], ["a.png", "c.png"], ["a.pngb.png", ""]):
         with pytest.raises(UsageError, match="2, but other paths or order"):
-            rundir.pin_data(run, others, accept=False)
-    rundir.pin_data(run, ["c.png"], accept=True)
-    rundir.pin_data(run, ["c.png"], accept=False)
+            pin_data(run, others, accept=False)
+    pin_data(run, ["c.png"], accept=True)
+    pin_data(run, ["c.png"], accept=False)
     (run / "data.json").write_text('{"images": 1')
     with pytest.raises(UsageError, match=r"data\.json cannot be read"):
-        rundir.pin_data(run, ["c.png"], accept=False)
-
-
-def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    rundir.write_text(tmp_path / "new" / "a.txt", "before")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(RunError, match=rf"cannot write .*a\.txt: {os.strerror(errno.EFBIG)}"):
-            rundir.write_text(tmp_path / "new" / "a.txt", "x" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / "new" / "a.txt").read_text() == "before"
-    assert kept(tmp_path / "new") == ["a.txt"]
-
-
-def test_damage_is_named(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a").write_bytes(b"123456789")
-    sums = rundir.checksums(tmp_path)
-    assert sums == {"sub/a": [9, 0xCBF43926]}  # CRC-32's check value, in every description of it
-    assert rundir.damage(tmp_path, sums) is None
-    (tmp_path / "sub" / "a").write_bytes(b"123456780")
-    assert rundir.damage(tmp_path, sums) == "sub/a is damaged"
-    (tmp_path / "sub" / "a").write_bytes(b"12345678")
-    assert rundir.damage(tmp_path, sums) == "sub/a has 8 bytes instead of 9"
-    (tmp_path / "sub" / "a").unlink()
-    assert rundir.damage(tmp_path, sums) == "sub/a is missing"
+        pin_data(run, ["c.png"], accept=False)

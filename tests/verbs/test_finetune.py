@@ -5,7 +5,7 @@ import os
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 from sklearn.metrics import roc_auc_score
 
 from dinojax import create_model, load_model, save_model, sharding, tree
-from dinojax.config.finetune import AugmentConfig
-from dinojax.data.memory import Cases
+from dinojax.config.finetune import AugmentConfig, FinetuneConfig
+from dinojax.config.parser import parse
 from dinojax.data.splits import Fold
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.heads import Classifier
 from dinojax.models.store import load_classifier, read_params
-from dinojax.protocols import finetuning
-from dinojax.protocols import study as studies
-from dinojax.protocols.finetuning import (
-    Fitted,
-    Recipe,
-    Setting,
-    Steps,
-    cross_entropy,
-    fit,
-    make_grid,
-    make_steps,
-    predict,
-)
+from dinojax.protocols.finetuning import RATES, Finetuning, Setting, Steps, make_grid, make_steps, predict
+from dinojax.protocols.study import Scored, Study, Unit
+from dinojax.protocols.task import Task
 from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
 from dinojax.verbs import finetune
@@ -86,6 +77,7 @@ def check_aucs(out: Path) -> None:
     chosen = {entry["fold"]: entry["setting"] for entry in results["selection"]["folds"]}
     check_spread([row for row in test if row["setting"] == chosen[row["fold"]]], results["selection"], classes)
     pixels = json.loads((out / "pixels" / "results.json").read_text())
+    assert (pixels["protocol"], pixels["starting_point"]) == ("pixels", "pixels")
     check_spread(read(out / "pixels" / "predictions.csv"), pixels["selection"], classes)
 
 
@@ -110,7 +102,8 @@ def test_every_validation_and_test_case_of_every_setting_and_fold_has_its_row(fi
         assert sorted(given) == sorted(tuple(row[key] for key in keys) for row in folds)
     for row in rows:
         assert row["score_benign"] + row["score_malignant"] == pytest.approx(1, abs=1e-12)
-        assert (row["task"], row["starting_point"], row["seed"]) == ("breast", "random", 0)
+        identity = [row[name] for name in ("task", "starting_point", "protocol", "seed")]
+        assert identity == ["breast", "random", "finetune", 0]
 
 
 def test_selected_models_and_figures_are_kept(finished: Path) -> None:
@@ -159,27 +152,28 @@ def test_nested_selection_does_not_look_at_the_test_part(tmp_path: Path) -> None
     assert a["auc"] == pytest.approx(1 - b["auc"])
 
 
-def test_a_stopped_run_goes_on_after_its_finished_units(
+def test_a_stopped_run_resumes_after_its_finished_units(
     finished: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, out = studies.store_unit, tmp_path / "stopped"
+    store, out = Study._store, tmp_path / "stopped"
 
-    def store_and_signal(*arguments: Any) -> None:
-        store(*arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def store_and_signal(study: Study, unit: Unit, scored: Scored) -> None:
+        store(study, unit, scored)
+        if study.protocol == "finetune":
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(studies, "store_unit", store_and_signal)
+    monkeypatch.setattr(Study, "_store", store_and_signal)
     with pytest.raises(Stopped, match="SIGTERM"):
         run(task, out)
     assert len(list((out / "units").glob("*.json"))) == 1
 
-    stored: list[tuple[int, Setting]] = []
+    stored: list[tuple[int, str]] = []
 
-    def store_and_count(study: studies.Study, fold: int, setting: Setting, *rest: Any) -> None:
-        stored.append((fold, setting))
-        store(study, fold, setting, *rest)
+    def store_and_count(study: Study, unit: Unit, scored: Scored) -> None:
+        stored.append(unit.key)
+        store(study, unit, scored)
 
-    monkeypatch.setattr(studies, "store_unit", store_and_count)
+    monkeypatch.setattr(Study, "_store", store_and_count)
     run(task, out)
     assert len(stored) == 5
     assert (out / "predictions.csv").read_bytes() == (finished / "predictions.csv").read_bytes()
@@ -197,7 +191,7 @@ def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--image_size", "30"], "image_size 30 is not a multiple of the patch size, 14"),
+        (["--image_size", "30"], "image_size 30: .*multiples of 14"),
         (["--epochs", "0"], "epochs is 0"),
         (["--lrs", "[1e-3,1e-3]"], "each must list different numbers"),
         (["--batch_sizes", "[0]"], "must be above 0"),
@@ -214,12 +208,12 @@ def test_refusals(task: Path, tmp_path: Path, more: list[str], message: str) -> 
     assert not (tmp_path / "run").exists()
 
 
-def test_changed_data_is_refused(task: Path, tmp_path: Path) -> None:
-    study_table = pd.DataFrame({"fold": ["1"], "path": ["a.png"]})
-    studies.pin_folds(tmp_path, study_table)
-    studies.pin_folds(tmp_path, study_table)
+def test_changed_data_is_refused(tmp_path: Path) -> None:
+    data, out = write_task(tmp_path / "breast"), tmp_path / "run"
+    out.mkdir()
+    (out / "folds.csv").write_text("fold,split,path\n1,train,other.png\n")
     with pytest.raises(RunError, match=r"no longer those of .*folds\.csv"):
-        studies.pin_folds(tmp_path, study_table.assign(path="b.png"))
+        run(data, out)
 
 
 def test_unreadable_images_stop_the_run_or_are_listed(tmp_path: Path) -> None:
@@ -235,55 +229,81 @@ def test_unreadable_images_stop_the_run_or_are_listed(tmp_path: Path) -> None:
 
 # The training core, without files.
 
-CASES = Cases(
-    images=np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), dtype=np.uint8),
-    labels=(np.arange(24) % 2).astype(np.int32),
-    pixels=np.zeros((24, 1024), np.float32),
-)
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), dtype=np.uint8)
+LABELS = (np.arange(24) % 2).astype(np.int32)
 FOLD = Fold(train=np.arange(12), val=np.arange(12, 18), test=np.arange(18, 24))
+BINARY = Task("binary", ("benign", "malignant"))
 
 
-def classifier(outputs: int = 1) -> tuple[nnx.GraphDef, Params]:
+def classifier(outputs: int = 1) -> Classifier:
     backbone = create_model("vitt14", nnx.Rngs(0), width=32, depth=1, heads=2, image_size=28, channels=1)
-    return tree.split(Classifier(backbone, outputs, 8, True, nnx.Rngs(1)))
+    return Classifier(backbone, outputs, 8, True, nnx.Rngs(1))
+
+
+def steps_of(model: nnx.Module, mesh: Mesh | None = None, task: Task = BINARY, mode: str = "full") -> Steps:
+    graph, params = tree.split(model)
+    rates = {path: rate for path in params if (rate := tree.match(path, RATES[mode])) is not None}
+    return make_steps(graph, params, task.loss, rates, dict.fromkeys(rates, 0.0), mesh or widest_mesh(4))
+
+
+class Fitted(NamedTuple):
+    scored: Scored
+    params: Params
 
 
 def fitted(steps: Steps, start: Params, lr: float, epochs: int, keep: Any = "lowest_val_loss") -> Fitted:
-    recipe = Recipe(epochs, keep, 28, AugmentConfig(), threads=0)
-    return fit(steps, start, CASES, FOLD, Setting(lr, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
+    written: list[Params] = []
+    finetuning = Finetuning(
+        task=BINARY,
+        images=IMAGES,
+        labels=LABELS,
+        steps={4: steps},
+        start=lambda seed: start,
+        epochs=epochs,
+        epoch_selection=keep,
+        augment=AugmentConfig(),
+        threads=0,
+        seed=0,
+        write_weights=lambda unit, epoch, params, folder: written.append(params),
+    )
+    scored = finetuning(Unit(1, FOLD, Setting(lr, 4), 0))
+    assert scored.write_weights is not None
+    scored.write_weights(Path())
+    return Fitted(scored, written[0])
 
 
 def test_the_weights_of_the_best_epoch_are_a_copy_of_their_own() -> None:
-    graph, start = classifier()
-    steps = make_steps(graph, start, 0.0, widest_mesh(4))
+    model = classifier()
+    steps, start = steps_of(model), tree.split(model)[1]
     best, last = (fitted(steps, start, 0.03, 6, keep) for keep in ("lowest_val_loss", "last"))
-    losses = [val for _, val in best.history]
-    assert best.history == last.history
-    assert best.epoch == 1 + int(np.argmin(losses)) < 6 == last.epoch
+    losses = [epoch["val_loss"] for epoch in best.scored.history]
+    assert best.scored.history == last.scored.history
+    assert best.scored.facts["epoch"] == 1 + int(np.argmin(losses)) < 6 == last.scored.facts["epoch"]
     for kept in (best, last):
-        logits = predict(steps, kept.params, CASES.images, FOLD.val)
-        assert cross_entropy(logits, CASES.labels[FOLD.val]) == kept.val_loss == losses[kept.epoch - 1]
-        positive = predict(steps, kept.params, CASES.images, FOLD.test)[:, 0]
-        np.testing.assert_allclose(kept.test_scores[:, 1], 1 / (1 + np.exp(-positive)), atol=1e-6)
-    assert np.abs(best.test_scores - last.test_scores).max() > 1e-3
+        logits = predict(steps, kept.params, IMAGES, FOLD.val)
+        stated = kept.scored.facts["val_loss"]
+        assert BINARY.validation_loss(logits, LABELS[FOLD.val]) == stated == losses[int(kept.scored.facts["epoch"]) - 1]
+        positive = predict(steps, kept.params, IMAGES, FOLD.test)[:, 0]
+        np.testing.assert_allclose(kept.scored.test[:, 1], 1 / (1 + np.exp(-positive)), atol=1e-6)
+    assert np.abs(best.scored.test - last.scored.test).max() > 1e-3
 
 
 def test_the_initial_weights_stay_for_the_next_setting() -> None:
-    graph, start = classifier()
+    model = classifier()
+    start = tree.split(model)[1]
     before = {path: np.array(value) for path, value in start.items()}
-    fitted(make_steps(graph, start, 0.0, widest_mesh(4)), start, 1e-2, 1)
+    fitted(steps_of(model), start, 1e-2, 1)
     for path, value in start.items():
         np.testing.assert_array_equal(value, before[path])
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(outputs: int) -> None:
-    graph, start = classifier(outputs)
-    steps = make_steps(graph, start, 0.0, widest_mesh(4))
-    logits = predict(steps, start, CASES.images, np.arange(4))
-    scores = finetuning.probabilities(logits)
-    expected = -np.log(scores[np.arange(4), CASES.labels[:4]]).mean()
-    batch = sharding.put_batch(steps.mesh, {"image": CASES.images[:4], "label": CASES.labels[:4]})
+@pytest.mark.parametrize("task", [BINARY, Task("multi-class", ("a", "b"))], ids=lambda task: task.kind)
+def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(task: Task) -> None:
+    model = classifier(task.outputs)
+    steps, start = steps_of(model, task=task), tree.split(model)[1]
+    logits = predict(steps, start, IMAGES, np.arange(4))
+    expected = -np.log(task.probabilities(logits)[np.arange(4), LABELS[:4]]).mean()
+    batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
     state, loss = steps.train(steps.init(jax.tree.map(jnp.copy, start)), batch, 1e-3)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
     # Adam's first update has the learning rate's size, whatever the gradient's.
@@ -292,15 +312,30 @@ def test_the_loss_of_a_step_is_the_cross_entropy_of_its_logits(outputs: int) -> 
     assert change.max() > 0
 
 
+def test_a_frozen_backbone_trains_its_head_alone() -> None:
+    model = classifier()
+    steps, start = steps_of(model, mode="frozen"), tree.split(model)[1]
+    state = steps.init({path: jnp.copy(value) for path, value in start.items()})
+    moments = [leaf.size for leaf in jax.tree.leaves(state.optimizer)]
+    assert sum(moments) == 2 + 2 * sum(value.size for path, value in start.items() if path.startswith("head."))
+    batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
+    state, _ = steps.train(state, batch, 1e-2)
+    for path, value in start.items():
+        moved = float(np.abs(np.asarray(state.params[path]) - np.asarray(value)).max())
+        assert (moved > 1e-3) == path.startswith("head."), path
+
+
 def test_devices_change_nothing_but_rounding() -> None:
-    graph, start = classifier()
+    model = classifier()
+    start = tree.split(model)[1]
     one, *others = (
-        fitted(make_steps(graph, start, 0.0, sharding.make_mesh(4, fsdp, devices)), start, 1e-3, 2)
+        fitted(steps_of(model, sharding.make_mesh(4, fsdp, devices)), start, 1e-3, 2).scored
         for devices, fsdp in ((1, 1), (4, 1), (4, 4))
     )
     for other in others:
-        np.testing.assert_allclose(one.history, other.history, rtol=1e-4)
-        np.testing.assert_allclose(one.test_scores, other.test_scores, atol=1e-4)
+        for before, after in zip(one.history, other.history, strict=True):
+            np.testing.assert_allclose(list(before.values()), list(after.values()), rtol=1e-4)
+        np.testing.assert_allclose(one.test, other.test, atol=1e-4)
 
 
 def test_a_fine_tuned_model_loads_as_a_classifier_or_as_its_backbone(finished: Path, tmp_path: Path) -> None:
@@ -314,21 +349,15 @@ def test_a_fine_tuned_model_loads_as_a_classifier_or_as_its_backbone(finished: P
         load_classifier(tmp_path / "model")
 
 
-def test_probabilities_of_far_logits_keep_their_order() -> None:
-    scores = finetuning.probabilities(np.asarray([[20.0], [21.0], [-800.0]], np.float32))
-    assert scores[0, 1] < scores[1, 1] < 1
-    assert scores[2].tolist() == [1.0, 0.0]
-
-
 def test_the_grid_is_every_rate_with_every_batch_size() -> None:
     names = [setting.name for setting in make_grid([1e-5, 1e-6], [8, 16, 32])]
     assert names == [f"lr1e-0{rate}_bs{size}" for rate in (5, 6) for size in (8, 16, 32)]
 
 
 def test_presets_are_read(task: Path, tmp_path: Path) -> None:
-    presets = sorted((Path(__file__).parent.parent / "configs" / "finetune").glob("*.yaml"))
+    presets = sorted((Path(__file__).parents[2] / "configs" / "finetune").glob("*.yaml"))
     assert {path.stem for path in presets} >= {"laptop", "medidino_code", "medidino_paper"}
-    read = partial(finetune.configuration.parse, finetune.FinetuneConfig, verb="finetune")
+    read = partial(parse, FinetuneConfig, verb="finetune")
     for preset in presets:
         config = read(arguments=["--config", str(preset), "--data", str(task), "--out", str(tmp_path)])
         assert make_grid(config.lrs, config.batch_sizes)

@@ -13,9 +13,10 @@ import pytest
 from flax import nnx
 
 from dinojax import create_model, load_model, preprocess, save_model, sharding, tree
+from dinojax.augment.geometry import square
 from dinojax.config.finetune import AugmentConfig, FinetuneConfig
 from dinojax.config.model import ModelConfig
-from dinojax.data.memory import Cases, load_cases
+from dinojax.data.memory import decode_all
 from dinojax.data.records import read_records
 from dinojax.data.splits import Fold
 from dinojax.errors import UsageError
@@ -28,11 +29,8 @@ from dinojax.tree import Params
 from dinojax.verbs import finetune, report
 from tests.tasks import TINY, write_task
 
-CASES = Cases(
-    images=np.random.default_rng(0).integers(0, 256, (24, 32, 32, 1), dtype=np.uint8),
-    labels=(np.arange(24) % 2).astype(np.int32),
-    pixels=np.zeros((24, 1024), np.float32),
-)
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 1), dtype=np.uint8)
+LABELS = (np.arange(24) % 2).astype(np.int32)
 FOLD = Fold(train=np.arange(12), val=np.arange(12, 18), test=np.arange(18, 24))
 
 
@@ -53,7 +51,7 @@ def is_running(path: str) -> bool:
 def test_a_step_moves_weights_by_gradients_and_running_statistics_by_the_batch() -> None:
     graph, start = classifier()
     steps = make_steps(graph, start, 0.1, sharding.make_mesh(4, devices=1))
-    batch = sharding.put_batch(steps.mesh, {"image": CASES.images[:4], "label": CASES.labels[:4]})
+    batch = sharding.put_batch(steps.mesh, {"image": IMAGES[:4], "label": LABELS[:4]})
     state = steps.init(jax.tree.map(jnp.copy, start))
     moments = [jax.tree_util.keystr(path) for path, leaf in jax.tree.leaves_with_path(state.optimizer) if leaf.ndim]
     assert len(moments) == 2 * sum(not is_running(path) for path in start)
@@ -62,7 +60,7 @@ def test_a_step_moves_weights_by_gradients_and_running_statistics_by_the_batch()
     after = {path: np.asarray(value) for path, value in state.params.items()}
     # What the first BatchNorm reads needs no network to be known.
     backbone = tree.merge(graph, start).backbone
-    stem = np.asarray(backbone.conv1(preprocess(CASES.images[:4], backbone)), np.float64).reshape(-1, 8)
+    stem = np.asarray(backbone.conv1(preprocess(IMAGES[:4], backbone)), np.float64).reshape(-1, 8)
     np.testing.assert_allclose(after["backbone.bn1.mean"], 0.1 * stem.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(after["backbone.bn1.var"], 0.9 + 0.1 * stem.var(0, ddof=1), rtol=1e-4)
     # Adam's first update has the learning rate's size, to which the decay would add a tenth.
@@ -70,7 +68,7 @@ def test_a_step_moves_weights_by_gradients_and_running_statistics_by_the_batch()
     np.testing.assert_allclose(change, 1e-3, rtol=1e-2)
     # Predictions follow the running statistics.
     moved = {path: jnp.asarray(after[path]) if is_running(path) else value for path, value in start.items()}
-    before, now = (predict(steps, params, CASES.images, np.arange(4)) for params in (start, moved))
+    before, now = (predict(steps, params, IMAGES, np.arange(4)) for params in (start, moved))
     assert np.abs(now - before).max() > 1e-3
 
 
@@ -81,7 +79,7 @@ def test_devices_change_no_statistics_of_a_batch() -> None:
     one, eight = (
         fit(
             make_steps(graph, start, 0.0, sharding.make_mesh(8, 1, devices)),
-            *(start, CASES, FOLD, Setting(1e-4, 8), recipe, 0, lambda: None, lambda epoch, loss: None),
+            *(start, IMAGES, LABELS, FOLD, Setting(1e-4, 8), recipe, 0, lambda: None, lambda epoch, loss: None),
         )
         for devices in (1, 8)
     )
@@ -98,10 +96,10 @@ def test_the_best_epoch_is_kept_with_its_own_running_statistics() -> None:
     graph, start = classifier()
     steps = make_steps(graph, start, 0.0, sharding.make_mesh(4, devices=1))
     recipe = Recipe(6, "lowest_val_loss", 32, AugmentConfig(), threads=0)
-    kept = fit(steps, start, CASES, FOLD, Setting(0.02, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
+    kept = fit(steps, start, IMAGES, LABELS, FOLD, Setting(0.02, 4), recipe, 0, lambda: None, lambda epoch, loss: None)
     assert kept.epoch < recipe.epochs
     assert kept.val_loss == min(loss for _, loss in kept.history)
-    found = probabilities(predict(steps, kept.params, CASES.images, FOLD.val))
+    found = probabilities(predict(steps, kept.params, IMAGES, FOLD.val))
     np.testing.assert_allclose(found, kept.val_scores, atol=1e-6)
 
 
@@ -128,8 +126,14 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
     assert backbone.preprocessing == fitted.backbone.preprocessing == used
     before, after = running_statistics(model), running_statistics(backbone)
     assert all(np.abs(np.asarray(after[path] - before[path])).max() > 0 for path in before)
-    records, cases, _ = load_cases(read_records(str(data), labelled=True), 3, 32, 0, False)
-    x = preprocess(cases.images, backbone)
+    records, views, _ = decode_all(
+        read_records(str(data), labelled=True),
+        {"image": partial(square, size=32)},
+        channels=3,
+        threads=0,
+        on_bad_file="stop",
+    )
+    x = preprocess(views["image"], backbone)
     np.testing.assert_array_equal(backbone(x).pooled, fitted.backbone(x).pooled)
     scores = dict(zip(records.paths, np.asarray(jax.nn.sigmoid(fitted(x)[:, 0])), strict=True))
     rows = pd.read_csv(out / "predictions.csv").query("fold == 1")
@@ -142,9 +146,9 @@ def test_a_resnet_by_name_and_images_too_small_for_it(tmp_path: Path) -> None:
     config = partial(FinetuneConfig, str(tmp_path), str(tmp_path / "run"), model=model)
     made = nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=100)))
     assert (made.name, made.width, made.preprocessing.size) == ("resnet50", 2048, 100)
-    with pytest.raises(UsageError, match="image_size 28 is too small for a ResNet; it must be 32 or above"):
+    with pytest.raises(UsageError, match="image_size 28: height and width must be 32 or more, got 28×28"):
         nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=28)))
-    with pytest.raises(UsageError, match="batch_sizes 1 at image_size 32 leaves BatchNorm one value"):
+    with pytest.raises(UsageError, match="batch_sizes 1 at image_size 32: BatchNorm has one value a channel"):
         nnx.eval_shape(lambda: finetune.make_backbone(config(image_size=32, batch_sizes=(1, 8))))
     command = [*TINY, "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--model.name", "resnet50"]
     with pytest.raises(UsageError, match="model resnet50 has no argument depth, heads, image_size, width"):

@@ -14,8 +14,8 @@ from flax import nnx
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Preprocessing, ResNetArguments, ViTArguments, build
+from dinojax.models.arrays import write_arrays
 from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
-from dinojax.models.store import write_arrays
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import layouts, readers

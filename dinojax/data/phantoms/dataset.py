@@ -12,8 +12,9 @@ import pandas as pd
 from PIL import Image
 
 from dinojax import progress
+from dinojax.data.fold_files import write_fold_files
 from dinojax.data.phantoms.bmode import Scene, draw_image
-from dinojax.data.splits import grouped_folds, write_fold_files
+from dinojax.data.splits import grouped_folds
 from dinojax.errors import UsageError
 
 CLASSES = ("benign", "malignant")

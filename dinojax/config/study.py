@@ -1,0 +1,52 @@
+"""What every protocol can be told: data, folds, starting point, and how a setting is selected."""
+
+import dataclasses
+from typing import Literal
+
+from dinojax.config.bounds import NonNegativeInt, PositiveInt, Seed, check
+from dinojax.config.model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyConfig:
+    """One starting point on every fold of a labelled data set."""
+
+    data: str
+    """A manifest, or a labelled data set of any kind that the README lists."""
+    out: str
+    """The run's directory; the same command resumes."""
+    init: str | None = None
+    """A model directory to start from; without it, `model` with random weights."""
+    task: str | None = None
+    """Name of the task in tables; by default that of the data's folder."""
+    starting_point: str | None = None
+    """Name of the starting point in tables; by default that of `init`'s folder, or `random`."""
+    seed: Seed = 0
+    data_root: str | None = None
+    """What a manifest's paths are relative to, if not its own folder."""
+    group_regex: str | None = None
+    """Takes the patient from the path: the first group of this expression."""
+    positive_class: str | None = None
+    """The positive class of a binary task; by default the last in sorted order."""
+    uncertain: Literal["ignore", "zero", "one"] | None = None
+    """What -1 means in the columns `label_<class>` of a manifest: unknown, 0 or 1; null refuses it."""
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """A file found unreadable stops the run, or is left out and listed in `skipped_files.csv`."""
+    folds: PositiveInt = 5
+    """How many folds to make when the data brings none."""
+    image_size: PositiveInt | None = None
+    """Side in pixels; null: the size that the weights were used at."""
+    normalisation: Literal["checkpoint", "none"] = "checkpoint"
+    """The checkpoint's mean and standard deviation, or values in 0..1."""
+    selection: Literal["nested", "published"] = "nested"
+    """Whose models are kept, and whose AUCs are the run's; both are in its results. `nested`: each fold selects its
+    setting by its own validation part. `published`: one setting for all folds, the one with the best mean test AUC,
+    which is optimistic."""
+    threads: NonNegativeInt = 2
+    """Threads that read images."""
+    accept_changes: str = ""
+    """Keys, separated by commas, that may differ from those that the run in `out` began with."""
+    model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=None))
+
+    def __post_init__(self) -> None:
+        check(self)
