@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dinojax.errors import RunError
 
-# glibc asks for huge pages, and keeps what it has for the next step, only where it is told to before a process starts.
+# glibc uses huge pages, and keeps freed memory for the next step, only if these are set before the process starts.
 HUGE_PAGES = (
     "GLIBC_TUNABLES",
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1000000000000:glibc.malloc.arena_max=1",
@@ -18,8 +18,9 @@ _LESS_MEMORY = "lower batch_size; or, in pretrain, raise accumulate and groups, 
 VERBS = {
     "demo": "the main job on phantoms: pre-train, fine-tune two starting points, report",
     "phantoms": "write a phantom data set: images, manifest, fold files",
-    "pretrain": "self-supervised pre-training; the same command goes on where it stopped",
+    "pretrain": "self-supervised pre-training; the same command resumes it",
     "finetune": "fine-tune one starting point on every fold with every setting",
+    "evaluate": "score one starting point's frozen features on every fold: evaluate knn",
     "report": "one table and its plots from several runs",
 }
 
@@ -61,10 +62,10 @@ def main() -> int:
 
 
 def use_huge_pages() -> None:
-    """Starts this process anew with huge pages where the kernel grants them on demand.
+    """Restarts this process with huge pages where the kernel grants them on demand.
 
     A pre-training step on a CPU otherwise spends much of its time in the kernel, which hands over the memory of its
-    arrays in pages of 4 KiB, every step anew (BENCHMARKS.md). A setting that the user made stands.
+    arrays in pages of 4 KiB, again in every step (BENCHMARKS.md). The user's own setting is kept.
     """
     name, value = HUGE_PAGES
     granted = Path("/sys/kernel/mm/transparent_hugepage/enabled")

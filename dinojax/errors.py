@@ -1,4 +1,4 @@
-"""What a user can put right ends with one line and an exit status; everything else is a bug and shows its traceback."""
+"""Errors that a user can fix: one line and an exit status. Any other exception is a bug and shows its traceback."""
 
 
 class RunError(Exception):
@@ -14,6 +14,6 @@ class UsageError(RunError):
 
 
 class Stopped(RunError):
-    """A signal stopped the run after its state was saved; the same command goes on. Exit status 3."""
+    """A signal stopped the run after its state was saved; the same command resumes. Exit status 3."""
 
     status = 3

@@ -68,20 +68,22 @@ def adamw(
       weight_decays: path to multiplier of the weight decay.
       beta1: of the first moment.
       beta2: of the second.
-      clip: largest gradient norm, for each submodule (first part of the path) apart; 0 clips nothing.
+      clip: largest gradient norm of each submodule (first part of the path); 0 clips nothing.
       frozen: (regex, steps): these parameters have learning rate 0 in the first steps, while their moments advance.
 
     Returns:
       A transformation of flat dicts of gradients; `update` needs the parameters.
     """
-    held = {path: tree.match(path, (*frozen, (".*", 0))) for path in learning_rates}
+    frozen_for = {path: tree.match(path, (*frozen, (".*", 0))) for path in learning_rates}
 
     def update(updates: Params, state: _Count, params: Params | None = None) -> tuple[Params, _Count]:
         assert params is not None
         rate, decay = at(learning_rate, state.step), at(weight_decay, state.step)
-        rates = {steps: jnp.where(state.step < steps, 0.0, rate) for steps in set(held.values())}
+        rates = {steps: jnp.where(state.step < steps, 0.0, rate) for steps in set(frozen_for.values())}
         scaled = {
-            path: -rates[held[path]] * learning_rates[path] * (update + decay * weight_decays[path] * params[path])
+            path: -rates[frozen_for[path]]
+            * learning_rates[path]
+            * (update + decay * weight_decays[path] * params[path])
             for path, update in updates.items()
         }
         return scaled, _Count(state.step + 1)

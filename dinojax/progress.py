@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a line now and then where output goes to a file."""
+"""Progress of long work: a bar in a terminal, or a line for every twentieth of it where output goes to a file."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Shows how far work has come.
+    """Shows how many steps of some work are done.
 
     Args:
-      what: is done, in a word or two.
+      what: the work, in a word or two.
       total: number of steps.
-      completed: steps done before.
+      completed: steps that were done before.
 
     Yields:
       A function of the number of steps done and a note such as the loss.

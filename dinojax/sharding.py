@@ -17,11 +17,11 @@ from dinojax.errors import UsageError
 T = TypeVar("T")
 _AXES = ("data", "fsdp")
 _SMALLEST = 4096
-"""Numbers in an array below which spreading it saves nothing worth a message between devices."""
+"""Arrays of fewer numbers are not spread: that saves too little memory to be worth the communication."""
 
 
 def make_mesh(batch_size: int, fsdp: int = 1, devices: int | None = None) -> Mesh:
-    """A mesh of the axes `data` and `fsdp` over the devices of all processes, a process' devices side by side.
+    """A mesh of the axes `data` and `fsdp` over the devices of all processes, each process' devices side by side.
 
     Args:
       batch_size: must be a multiple of the number of devices.

@@ -42,7 +42,7 @@ def prefixed(prefix: str, params: Mapping[str, T]) -> dict[str, T]:
 
 
 def subtree(prefix: str, params: Mapping[str, T]) -> dict[str, T]:
-    """What stands below `prefix.`, without it."""
+    """The parameters below `prefix.`, which their paths then lack."""
     return {path.removeprefix(f"{prefix}."): value for path, value in params.items() if path.startswith(f"{prefix}.")}
 
 
@@ -71,10 +71,10 @@ def difference(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[st
 
 
 def check(expected: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
-    """Asserts that `given` has the paths and shapes expected.
+    """Compares paths and shapes with those expected.
 
     Raises:
-      RunError: it differs; the message lists the whole difference on one line.
+      RunError: they differ; the message lists the whole difference on one line.
     """
     lines = difference(expected, given)
     if lines:

@@ -28,13 +28,14 @@ def convert_file(
 ) -> Converted:
     """Writes the model in a weight file as a model directory, whole or not at all.
 
-    Projection heads of a training checkpoint are kept beside the backbone (`dino_head.safetensors`), for pre-training
-    to go on with. A published linear head is written into the model directory of its backbone, which must be there.
+    Projection heads of a training checkpoint are kept beside the backbone (`dino_head.safetensors`), so that
+    pre-training can continue with them. A published linear head is written into the model directory of its backbone,
+    which must exist.
 
     Args:
       source: a file or Hugging Face folder, of any kind that `readers.read_file` reads.
       directory: where to; it must not exist, or be empty; of a linear head, a model directory.
-      heads: number of attention heads, for widths that do not tell.
+      heads: number of attention heads, for widths that no published model has.
       part: which model of a training checkpoint to take.
 
     Raises:
@@ -58,7 +59,7 @@ def convert_file(
         raise type(error)(f"{source}: {error}") from None
     if converted.layout.endswith(("_teacher", "_student")):
         origin["part"] = part
-    if directory.resolve() == Path.cwd():  # it would be replaced under the user's feet
+    if directory.resolve() == Path.cwd():  # it would be replaced while the user is in it
         raise UsageError(f"{directory} is the current directory; name one to make")
     write_model(
         directory,
@@ -127,12 +128,12 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         "source", type=Path, metavar="SRC", help=".pth, .pt, .bin, .safetensors or .h5 file, or Hugging Face folder"
     )
     parser.add_argument("destination", type=Path, metavar="DST", nargs="?", help="the model directory to write")
-    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, where the width does not tell")
+    parser.add_argument("--heads", type=int, metavar="N", help="attention heads, for a width of no published model")
     parser.add_argument(
         "--part", choices=("teacher", "student"), help="which model of a training checkpoint to take (teacher)"
     )
     parser.add_argument("--to", choices=writers.LAYOUTS, help="the way back: SRC is a model directory")
-    parser.add_argument("--inspect", action="store_true", help="only say what SRC is, and list its tensors")
+    parser.add_argument("--inspect", action="store_true", help="only describe SRC and list its tensors")
     options = parser.parse_args(arguments)
     if options.heads is not None and options.heads < 1:
         parser.error(f"--heads must be 1 or more, not {options.heads}")
@@ -156,7 +157,7 @@ def _run(options: argparse.Namespace) -> list[str]:
         lost = writers.write(source, options.to, destination)
         return [*lost, f"wrote {destination} in the layout {options.to}"]
     converted = convert_file(source, destination, options.heads, part)
-    found = [f"{source}: layout {converted.layout}", *inspection.described(converted)[1:]]
+    found = [f"{source}: layout {converted.layout}", *inspection.describe(converted)[1:]]
     if converted.arguments is None:
         return [*found, f"wrote {destination / 'linear_head.safetensors'}"]
     sizes = {path: math.prod(shape) for path, shape in converted.params.shapes.items()}

@@ -30,12 +30,12 @@ _RADIMAGENET_PYTORCH = Preprocessing(size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0
 IMAGENET_KERAS = Preprocessing(size=224, mean=_CAFFE_MEAN, std=(1 / 255,) * 3, order="BGR")
 
 PUBLISHED_HEADS = {known.width: known.heads for known in ARGUMENTS.values() if isinstance(known, ViTArguments)}
-"""Attention heads that a width tells."""
+"""Attention heads of the published model of a width."""
 
 
 def usual_preprocessing(arguments: Arguments) -> Preprocessing:
-    """What is taken for the preprocessing where nothing tells it; of DINOv2, 224 pixels, though its positional
-    embeddings are those of 518."""
+    """The preprocessing to assume where the file gives none; of DINOv2, 224 pixels, though its positional embeddings
+    are those of 518."""
     size = min(224, arguments.image_size) if isinstance(arguments, ViTArguments) else 224
     return imagenet_preprocessing(arguments.channels, size)
 
@@ -56,9 +56,9 @@ class Converted:
     """Heads that the file holds, by name: `dino_head` and `ibot_head`, or `linear_head` alone."""
     preprocessing: Preprocessing
     ignored: tuple[str, ...] = ()
-    """What the file holds besides and is left out: names, or `optimizer.* (12 tensors)` where there are many."""
+    """What else the file holds and is left out: names, or `optimizer.* (12 tensors)` where there are many."""
     zeros: tuple[str, ...] = ()
-    """Parameters that the layout has no place for, and that are zero therefore."""
+    """Parameters that the layout has no place for, and that are therefore zero."""
 
 
 def vit(layout: str, tensors: Tensors, heads: int | None, config: Mapping[str, Any]) -> Converted:
@@ -87,7 +87,7 @@ def _vit_table(layout: str, tensors: Tensors, config: Mapping[str, Any]) -> Tabl
 
 
 def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[str, ViTArguments]:
-    """The arguments that the parameters tell, and the named size nearest to them."""
+    """The arguments that follow from the parameters, and the named size nearest to them."""
     width, positions = shapes["cls_token"][2], shapes["pos_embed"][1]
     side = math.isqrt(max(positions - 1, 0))
     if side == 0 or side**2 != positions - 1:
@@ -95,7 +95,7 @@ def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> 
     sizes = {name: known for name, known in ARGUMENTS.items() if isinstance(known, ViTArguments)}
     if heads is None and width not in PUBLISHED_HEADS:
         raise UsageError(f"the width, {width}, does not tell the number of attention heads; add --heads N")
-    told = {
+    given = {
         "width": width,
         "depth": 1 + max(int(path.split(".")[1]) for path in shapes if path.startswith("blocks.")),
         "heads": heads or PUBLISHED_HEADS[width],
@@ -107,17 +107,17 @@ def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> 
 
     def distance(name: str) -> tuple[int, int]:
         known = sizes[name]
-        return sum(getattr(known, key) != value for key, value in told.items()), abs(known.width - width)
+        return sum(getattr(known, key) != value for key, value in given.items()), abs(known.width - width)
 
     name = min(sizes, key=distance)
-    arguments = arguments_of(name, **told)
+    arguments = arguments_of(name, **given)
     assert isinstance(arguments, ViTArguments)
     return name, arguments
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetLayout:
-    """How a layout of ResNets is told and read."""
+    """How a layout of ResNets is recognised and read."""
 
     layout: str
     mark: str
@@ -164,7 +164,7 @@ RESNETS = (
 
 def resnet(known: ResNetLayout, tensors: Tensors, config: Mapping[str, Any]) -> Converted:
     found = {match.groups() for name in tensors if (match := re.fullmatch(known.blocks, name))}
-    # A stage without blocks is looked for all the same, so that it is listed as missing.
+    # At least one block a stage is expected, so that those of an absent stage are listed as missing.
     blocks = tuple(max(sum(stage == of for of, _ in found), 1) for stage in known.stages)
     table = known.table(blocks)
     params = to_ours(tensors, table)
@@ -185,7 +185,7 @@ def resnet(known: ResNetLayout, tensors: Tensors, config: Mapping[str, Any]) -> 
 
 
 def check_model(name: str, arguments: Arguments, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Asserts that parameters of these shapes are those of the model that they are taken for.
+    """Checks that parameters of these shapes are those of a model.
 
     Raises:
       RunError: they are not; the message names `what` and lists the whole difference.
@@ -196,14 +196,14 @@ def check_model(name: str, arguments: Arguments, shapes: Mapping[str, tuple[int,
 
 
 def _shallow(arguments: Arguments) -> Arguments:
-    """Of a model with no more blocks than there are kinds: building one takes its time."""
+    """The arguments of a model with one block of each kind, which is built faster."""
     if isinstance(arguments, ViTArguments):
         return dataclasses.replace(arguments, depth=1)
     return dataclasses.replace(arguments, blocks=tuple(min(count, 2) for count in arguments.blocks))
 
 
 def _alike(path: str, arguments: Arguments) -> list[str]:
-    """A parameter's path in the shallow model, and those of the further blocks that are like its own."""
+    """The paths of a parameter of the shallow model in all blocks of its kind."""
     if isinstance(arguments, ViTArguments):
         return [re.sub(r"^blocks\.0\.", f"blocks.{i}.", path) for i in range(arguments.depth)]
     if match := re.fullmatch(r"layers\.([0-9]+)\.1\.(.*)", path):

@@ -36,7 +36,7 @@ _MEMORY = 4 << 30  # bytes
 
 
 class Refused(Exception):
-    """What the file holds is not read; the message says what."""
+    """The file holds something that is not read; the message says what."""
 
 
 def walk(group: h5py.Group, seen: set[int], depth: int = 0) -> Iterator[h5py.Dataset]:
@@ -121,7 +121,7 @@ def write(path: str, output: BinaryIO) -> None:
 
 
 def limit_memory() -> None:
-    """Keeps what a malformed file may ask for from taking the machine, and a crash from leaving a core file."""
+    """Limits the memory that a malformed file may ask for, and keeps a crash from leaving a core file."""
     if sys.platform == "win32":
         return
     import resource
@@ -138,7 +138,7 @@ def main() -> int:
     except Refused as refusal:
         print(json.dumps({"error": str(refusal)}))
         return 1
-    except Exception as error:  # h5py raises nearly anything for a damaged file, all of it meaning the same to the user
+    except Exception as error:  # h5py raises nearly anything for a damaged file, all alike to the user
         print(json.dumps({"error": f"a truncated or damaged HDF5 file ({type(error).__name__})"}))
         return 1
     return 0

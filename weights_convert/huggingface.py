@@ -1,6 +1,6 @@
-"""What stands beside the weights in a Hugging Face folder, `config.json` and `preprocessor_config.json`, both ways.
+"""`config.json` and `preprocessor_config.json` of a Hugging Face folder, read and written.
 
-Also the `pretrained_cfg` of timm's `config.json`. What a file says and our model does not do is refused.
+Also the `pretrained_cfg` of timm's `config.json`. A setting that our models do not support is refused.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ def heads_of(config: Mapping[str, Any], key: str = "num_attention_heads") -> int
     """The number of attention heads, where the configuration gives one.
 
     Raises:
-      RunError: it gives something else than a number above 0.
+      RunError: it gives anything but a number above 0.
     """
     heads = config.get(key)
     if heads is not None and (type(heads) is not int or heads < 1):
@@ -38,10 +38,10 @@ def timm_heads_of(config: Mapping[str, Any]) -> int | None:
 
 
 def check_timm_resnet(config: Mapping[str, Any]) -> None:
-    """Asserts that `config.json`, if it is timm's, is not that of a ResNet with another arithmetic and the same shapes.
+    """Checks that timm's `config.json` is of a plain ResNet: others of the same shapes compute something else.
 
     Raises:
-      RunError: it is, or the model was made with arguments that change what it computes.
+      RunError: it is not, or the model was made with arguments that change what it computes.
     """
     architecture = config.get("architecture", "resnet")
     if not isinstance(architecture, str) or not re.fullmatch(r"(gluon_|tv_)?resnet[0-9v_b]*", architecture):
@@ -58,7 +58,7 @@ def _timm_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return arguments
 
 
-# Of timm's `create_model`, what shapes tell or what changes no feature.
+# Arguments of timm's `create_model` that follow from the shapes or change no feature.
 _TIMM_ARGUMENTS = {
     *("num_classes", "global_pool", "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads"),
     *("mlp_ratio", "no_embed_class"),
@@ -67,14 +67,14 @@ _TIMM_ARGUMENTS = {
 
 
 def check(config: Mapping[str, Any], arguments: ViTArguments) -> None:
-    """Asserts that a model of transformers' `config.json` is what the arguments describe and our model computes.
+    """Checks that transformers' `config.json` describes the model of the arguments, and as ours computes it.
 
     Raises:
       RunError: it is not; the message lists every key that differs.
     """
     expected = config_of(arguments)
     if arguments.mlp == "swiglu":
-        del expected["hidden_act"]  # SwiGLU's is SiLU whatever stands there
+        del expected["hidden_act"]  # SwiGLU's is SiLU, whatever the file says
     given = {key: _first_side(value) if key.endswith("_size") else value for key, value in config.items()}
     wrong = [key for key in expected if key not in _UNCHECKED and key in given and given[key] != expected[key]]
     if wrong:
@@ -82,7 +82,7 @@ def check(config: Mapping[str, Any], arguments: ViTArguments) -> None:
         raise RunError(f"{_CONFIG} describes another model ({len(wrong)} differences): {'; '.join(lines)}")
 
 
-# Of no account for what a trained model computes, or of the folder alone.
+# Irrelevant to what a trained model computes.
 _UNCHECKED = {
     *("architectures", "dtype", "mlp_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"),
     *("layerscale_value", "initializer_range", "use_mask_token"),
@@ -122,45 +122,45 @@ def config_of(arguments: ViTArguments) -> dict[str, Any]:
 
 
 def preprocessing_of(config: Mapping[str, Any], default: Preprocessing) -> Preprocessing:
-    """What the folder says of its model's input, `default` where it says nothing.
+    """The preprocessing that a folder gives; `default` where it gives none.
 
     Args:
       config: `config.json`, with `preprocessor_config.json` under `preprocessor`; or timm's `config.json`.
       default: of the layout; its number of channels is the model's.
 
     Raises:
-      RunError: values that are not of the right kind, or images scaled otherwise than to 0..1.
+      RunError: values of the wrong type, or images scaled to anything but 0..1.
     """
     if isinstance(config.get("pretrained_cfg"), dict):
-        told, where, names = config["pretrained_cfg"], f"{_CONFIG}, pretrained_cfg", ("mean", "std")
-        input_size = told.get("input_size")
+        given, where, names = config["pretrained_cfg"], f"{_CONFIG}, pretrained_cfg", ("mean", "std")
+        input_size = given.get("input_size")
         size = input_size[-1] if isinstance(input_size, list) and input_size else default.size
     elif isinstance(config.get("preprocessor"), dict):
-        told, where, names = config["preprocessor"], _PREPROCESSOR, ("image_mean", "image_std")
-        _check_scale(told)
-        size = _size(told, default.size)
+        given, where, names = config["preprocessor"], _PREPROCESSOR, ("image_mean", "image_std")
+        _check_scale(given)
+        size = _size(given, default.size)
     else:
         return default
-    mean, std = (_numbers(told, name, len(default.mean), where) for name in names)
-    if told.get("do_normalize") is False:
+    mean, std = (_numbers(given, name, len(default.mean), where) for name in names)
+    if given.get("do_normalize") is False:
         mean, std = (0.0,) * len(default.mean), (1.0,) * len(default.std)
     if type(size) is not int or not 0 < size < 1e6 or (std and min(std) <= 0):
         raise RunError(f"{where}: a size or a standard deviation is not above 0")
     return dataclasses.replace(default, size=size, mean=mean or default.mean, std=std or default.std)
 
 
-def _check_scale(told: Mapping[str, Any]) -> None:
-    factor = told.get("rescale_factor", 1 / 255)
-    scaled = told.get("do_rescale", True) is True and type(factor) is float
+def _check_scale(given: Mapping[str, Any]) -> None:
+    factor = given.get("rescale_factor", 1 / 255)
+    scaled = given.get("do_rescale", True) is True and type(factor) is float
     if not scaled or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise RunError(f"{_PREPROCESSOR}: images are not scaled by 1/255; the model's input must come from 0..1")
 
 
-def _size(told: Mapping[str, Any], default: object) -> object:
-    """The side that images have in the end: of the crop, else of the resized image."""
+def _size(given: Mapping[str, Any], default: object) -> object:
+    """The side of the preprocessed images: of the crop, else of the resized image."""
     for key in ("crop_size", "size"):
-        value = told.get(key)
-        if key == "crop_size" and told.get("do_center_crop") is False:
+        value = given.get(key)
+        if key == "crop_size" and given.get("do_center_crop") is False:
             continue
         if isinstance(value, dict):
             return value.get("height", value.get("shortest_edge", default))
@@ -169,9 +169,9 @@ def _size(told: Mapping[str, Any], default: object) -> object:
     return default
 
 
-def _numbers(told: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
+def _numbers(given: Mapping[str, Any], key: str, count: int, where: str) -> tuple[float, ...]:
     """A list of as many numbers as there are channels; empty where there is none."""
-    values = told.get(key)
+    values = given.get(key)
     if values is None:
         return ()
     # Bounds that exclude NaN, infinity and integers that are no floating-point numbers.
@@ -182,7 +182,7 @@ def _numbers(told: Mapping[str, Any], key: str, count: int, where: str) -> tuple
 
 
 def preprocessor_of(preprocessing: Preprocessing) -> dict[str, Any]:
-    """The `preprocessor_config.json` that says what a model expects, as far as transformers can."""
+    """The `preprocessor_config.json` of a preprocessing, as far as transformers supports it."""
     side = preprocessing.size
     return {
         "image_processor_type": "BitImageProcessor",

@@ -22,7 +22,7 @@ Tensors = Mapping[str, np.ndarray]
 def inspect_file(path: Path, heads: int | None = None, part: Literal["teacher", "student"] = "teacher") -> str:
     """Describes a weight file or a Hugging Face folder: kind, layout, digest, model, preprocessing, and its tensors.
 
-    A layout that is not known, or that `heads` would be needed for, is said and raises nothing.
+    A layout that is unknown, or that needs `heads`, is reported and raises nothing.
 
     Args:
       path: of anything that `readers.read_file` reads.
@@ -40,7 +40,7 @@ def inspect_file(path: Path, heads: int | None = None, part: Literal["teacher", 
     except RunError as error:
         lines.append(f"layout         not recognised: {error}")
     else:
-        lines += described(converted)
+        lines += describe(converted)
     return "\n".join([*lines, "", *table(source.tensors)])
 
 
@@ -56,16 +56,16 @@ def inspect_directory(directory: Path) -> str:
         f"model          {description.get('name')}",
     ]
     for title in ("arguments", "preprocessing", "source", "linear_head", "classifier", "classes", "versions"):
-        if told := description.get(title):
-            lines.append(f"{title:<14} {_listed(told)}")
+        if value := description.get(title):
+            lines.append(f"{title:<14} {_listed(value)}")
     files = sorted(path.stem for path in directory.glob("*.safetensors"))
     for name in sorted(files, key=lambda name: name != "params"):
         lines += ["", f"{name}.safetensors", *table(read_params(directory, name))]
     return "\n".join(lines)
 
 
-def described(converted: Converted) -> list[str]:
-    """The layout, model, heads and preprocessing that a file was found to hold, a line each."""
+def describe(converted: Converted) -> list[str]:
+    """Layout, model, heads and preprocessing of a recognised file, a line each."""
     lines = [f"layout         {converted.layout}"]
     if converted.arguments is not None:
         lines += [
@@ -86,7 +86,7 @@ def model_name(name: str, arguments: Arguments) -> str:
 
 
 def size_of(arguments: Arguments) -> str:
-    """Depth, width and what else tells one model from another."""
+    """Depth, width and what else distinguishes one model from another."""
     if isinstance(arguments, ViTArguments):
         return (
             f"{arguments.depth} blocks of width {arguments.width}, {arguments.heads} heads, "
@@ -102,7 +102,7 @@ def preprocessing_of(preprocessing: Preprocessing) -> str:
 
 
 def table(tensors: Tensors) -> list[str]:
-    """Names, shapes and types as aligned lines, numbered names in one, and the sums at the end."""
+    """Names, shapes and types as aligned lines, numbered names on one line, and the totals at the end."""
     groups: dict[tuple[tuple[str, ...], tuple[int, ...], str], list[tuple[str, ...]]] = {}
     for name, array in tensors.items():
         texts, numbers = re.split(r"[0-9]+", name), re.findall(r"[0-9]+", name)
@@ -122,7 +122,7 @@ def _collapsed(texts: Sequence[str], found: Sequence[tuple[str, ...]]) -> list[t
     """`blocks.{0..11}.norm{1..2}.bias` and 24, where every combination of numbers occurs; else more such names.
 
     Args:
-      texts: what stands before, between and behind the numbers.
+      texts: the parts of the names before, between and after the numbers.
       found: the numbers of each name.
     """
     sides = [sorted(set(column), key=lambda number: (int(number), number)) for column in zip(*found, strict=True)]
@@ -146,7 +146,7 @@ def _shape(shape: Sequence[int]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def _listed(told: Any) -> str:
-    if isinstance(told, dict):
-        return ", ".join(f"{key} {value}" for key, value in told.items())
-    return ", ".join(map(str, told)) if isinstance(told, list) else str(told)
+def _listed(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

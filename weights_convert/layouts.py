@@ -30,7 +30,7 @@ _MARKS = (
     *(f"{root}{part}.backbone.{_PATCH_EMBED}" for root in _ROOTS for part in ("teacher", "student")),
     _PATCH_EMBED,
 )
-# Nothing in Keras' own ImageNet file without the classifier tells it from RadImageNet's but the digest that Keras
+# Keras' own ImageNet file without the classifier differs from RadImageNet's in nothing but the digest that Keras
 # states (keras/src/applications/resnet.py).
 _IMAGENET_KERAS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 
@@ -38,7 +38,7 @@ _IMAGENET_KERAS_MD5 = "4d473c1dd8becc155b73f8504c6f6626"
 def recognise_source(
     source: Source, heads: int | None = None, part: Literal["teacher", "student"] = "teacher"
 ) -> Converted:
-    """As `recognise`, of all that was read."""
+    """As `recognise`, of a file or folder."""
     converted = recognise(source.tensors, heads, source.config, part)
     if converted.layout == "keras" and source.md5() == _IMAGENET_KERAS_MD5:
         return dataclasses.replace(converted, preprocessing=IMAGENET_KERAS)
@@ -55,7 +55,7 @@ def recognise(
 
     Args:
       tensors: as `readers.read` names them.
-      heads: number of attention heads; needed where neither `config` nor a published width tells it.
+      heads: number of attention heads; needed where neither `config` nor a published model of this width gives it.
       config: of a Hugging Face folder, as `readers.read_file` gives it.
       part: which of its two models to take from a checkpoint of DINOv2's training.
 
@@ -69,7 +69,7 @@ def recognise(
 
 
 def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], part: str) -> Converted:
-    """As `recognise`, once nothing stands before the names."""
+    """As `recognise`, of names without the prefixes of wrappers."""
     roots = [root for root in _ROOTS if f"{root}{part}.backbone.{_PATCH_EMBED}" in tensors]
     if roots:
         return _training_checkpoint(tensors, roots[0], part, heads)
@@ -94,17 +94,17 @@ def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], p
         return Converted("dinov2_linear_head", "", None, LazyArrays({}), {"linear_head": head}, IMAGENET)
     names = [name or "one without a name" for name in tensors]
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    told = f"no DINOv2, timm, Hugging Face, torchvision or Keras model; it holds {len(names)} tensors: {shown}"
+    message = f"no DINOv2, timm, Hugging Face, torchvision or Keras model; it holds {len(names)} tensors: {shown}"
     for name in names:
         if any(name.endswith(f".{mark}") for mark in _MARKS):
-            told += f"; {name} is part of a known model: save the state dict that it is in by itself"
+            message += f"; {name} is part of a known model: save the state dict that it is in by itself"
             break
-    raise RunError(told)
+    raise RunError(message)
 
 
 def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """The model's tensors without what wrappers put before all names (`state_dict.`, `module.`), and the names of those
-    that a training run has put beside it. All as they are, where that leaves no known model."""
+    """The model's tensors without the prefixes of wrappers (`state_dict.`, `module.`), and the names of what training
+    saved beside it. Unchanged, if that leaves no known model."""
     if any(mark in tensors for mark in _MARKS):
         return tensors, []
     beside = [name for name in tensors if re.fullmatch(_BESIDE, name)]
@@ -121,8 +121,8 @@ def linear_head_fits(converted: Converted, width: int, depth: int) -> int:
 
     Args:
       converted: of layout `dinov2_linear_head`.
-      width: of the backbone that the head shall be put on.
-      depth: of the same.
+      width: of the head's backbone.
+      depth: its number of blocks.
 
     Raises:
       RunError: it is no linear head, or one for another width or a greater depth.
@@ -175,11 +175,11 @@ def _huggingface(tensors: Tensors, prefix: str, heads: int | None, config: Mappi
     return converted
 
 
-def _agreed(heads: int | None, told: int | None) -> int | None:
+def _agreed(heads: int | None, configured: int | None) -> int | None:
     """The number of attention heads that the user or a configuration gives."""
-    if None not in (heads, told) and heads != told:
-        raise UsageError(f"config.json says {told} attention heads, --heads {heads}; leave out --heads")
-    return told or heads
+    if None not in (heads, configured) and heads != configured:
+        raise UsageError(f"config.json says {configured} attention heads, --heads {heads}; leave out --heads")
+    return configured or heads
 
 
 def _within(part: str, convert: Callable[[Any], Any], tensors: Tensors) -> Any:

@@ -51,7 +51,7 @@ _MARK = object()
 
 
 class _Global(NamedTuple):
-    """One of the few known names, that the pickle asked for."""
+    """One of the few known names, which the pickle asked for."""
 
     name: str
 
@@ -74,12 +74,12 @@ class View(NamedTuple):
 
 
 def unpickle(file: Any) -> Any:
-    """Runs the program that begins where the file stands, and leaves the file behind its end."""
+    """Runs the program at the file's position, and leaves the position after its end."""
     try:
         return _run(file)
     except RunError:
         raise
-    except Exception as error:  # a damaged pickle can fail in any way, all of them meaning the same to the user
+    except Exception as error:  # a damaged pickle can fail in any way, all alike to the user
         raise RunError(f"its pickle is damaged ({type(error).__name__})") from None
 
 

@@ -1,6 +1,6 @@
 """Weight files and Hugging Face folders as named arrays, without the libraries that wrote them.
 
-The kind of a file is told from its content. Arrays are views of the mapped file wherever its format allows.
+The kind of a file is recognised by its content. Arrays are views of the mapped file wherever its format allows.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Source:
         return self._digest(hashlib.sha256())
 
     def md5(self) -> str:
-        """Likewise; for telling files by digests that their publishers gave, and no proof against forgery."""
+        """Likewise, to recognise published files; no protection against forgery."""
         return self._digest(hashlib.md5(usedforsecurity=False))
 
     def _digest(self, digest: "hashlib._Hash") -> str:
@@ -66,7 +66,7 @@ def read_file(path: Path) -> Source:
 
     Files: what torch.save wrote (PyTorch 0.4 and later; `.pth`, `.pt`, `.bin`), `.safetensors`, Keras' `.h5`. Folders:
     `model.safetensors` or `pytorch_model.bin`, or the index of several such files, beside `config.json`. One of these
-    files by itself is read as its folder is, where its settings lie beside it.
+    files is read like its folder if there are settings beside it.
 
     Names in a pickle's nested containers are joined with dots, so that the class token of a teacher checkpoint is
     called `teacher.backbone.cls_token`; whatever is no tensor is left out. For Keras' names see `keras.read_keras`.

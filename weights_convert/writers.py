@@ -31,7 +31,7 @@ class Stored:
     preprocessing: Preprocessing
     params: Mapping[str, np.ndarray]
     heads: tuple[str, ...]
-    """What the directory holds besides a backbone, which no layout here has a place for."""
+    """What the directory holds beside a backbone; no layout here has a place for it."""
 
 
 def write(model_directory: str | Path, to: Layout, destination: str | Path) -> list[str]:
@@ -65,7 +65,7 @@ def write(model_directory: str | Path, to: Layout, destination: str | Path) -> l
 
 
 def read_checked(directory: Path) -> Stored:
-    """A model directory, all of whose parameters are those of the model that it names.
+    """Reads a model directory and checks its parameters against the model that it names.
 
     Raises:
       UsageError: it is no model directory.

@@ -1,4 +1,4 @@
-"""The backbone of a run that begins from random weights."""
+"""Configuration of a backbone with random weights."""
 
 import dataclasses
 from typing import Literal
@@ -8,7 +8,7 @@ from dinojax.config.bounds import PositiveInt
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The backbone when no `init` gives one; a number overrides that of the named size."""
+    """The backbone of a run without `init`; a number overrides that of the named size."""
 
     name: str = "vits14"
     width: PositiveInt | None = None
@@ -21,4 +21,4 @@ class ModelConfig:
     mlp: Literal["gelu", "swiglu"] | None = None
     """Of the blocks: two layers with GELU, or SiLU-gated as in ViT-g."""
     layer_scale: float | None = 1e-5
-    """What LayerScale starts from; 1e-5 as published for training from scratch; null: 1.0."""
+    """Initial value of LayerScale; 1e-5 as published for training from scratch; null: 1.0."""

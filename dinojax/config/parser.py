@@ -54,6 +54,11 @@ def _with_bounds(text: str) -> str:
     return re.sub(r"(?:typing\.)?Annotated\[(\w+(?:\[.*?\])?), (.*?)\]", r"\1 \2", text)
 
 
+def names(listed: str) -> list[str]:
+    """Names that are separated by commas, as in `accept_changes`; none of an empty text."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
 def flatten(config: object) -> dict[str, Any]:
     """A configuration as one level: `{"optim.lr": 1e-3, ...}`."""
     flat: dict[str, Any] = {}

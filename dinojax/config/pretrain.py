@@ -1,4 +1,4 @@
-"""What `pretrain` can be told; the defaults are those of the published MediDino code."""
+"""Configuration of `pretrain`; the defaults are those of the published MediDino code."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -89,7 +89,7 @@ class LossConfig:
     """Of the softmax centering."""
     dino_weight: NonNegative = 1.0
     ibot_weight: NonNegative = 1.0
-    """0 leaves the masks and the term out."""
+    """0 leaves out the masks and the term."""
     koleo_weight: NonNegative = 0.1
     koleo_per_group: bool = False
     """Looks for the nearest neighbour in the whole batch, or only inside each of `groups`: the published code sees one
@@ -127,7 +127,7 @@ class OptimConfig:
     patch_embed_lr: NonNegative = 0.2
     """Multiplier of the patch embedding's learning rate, on top of its layer decay."""
     clip: NonNegative = 3.0
-    """Largest gradient norm, for the backbone and the head apart; 0 clips nothing."""
+    """Largest gradient norm of the backbone and of the head, each by itself; 0 clips nothing."""
     freeze_prototypes_epochs: NonNegative = 1
     """While frozen, the prototypes' learning rate is 0; their moments still advance, as published."""
 
@@ -149,7 +149,7 @@ class ProbeConfig:
     """Steps between two probes; null: an epoch. The last step is probed too."""
     k: PositiveInt = 20
     images: PositiveInt = 2000
-    """At most so many, an evenly spaced choice of the training part."""
+    """At most so many, chosen evenly from the training part."""
     stop_below: NonNegative | None = None
     """Stops the run when the accuracy (0..1) has fallen this far below its start, such as 0.05."""
 
@@ -157,7 +157,7 @@ class ProbeConfig:
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
     """When a run counts as collapsed and is stopped. A value that is not finite, or features that are all the same,
-    stop it at once, whatever stands here."""
+    stop it at once, whatever is set here."""
 
     feature_std: NonNegative = 0.01
     """Collapse of the features: the spread of the teacher's class tokens stays below this; see `health.spread`."""
@@ -165,7 +165,7 @@ class GuardConfig:
     """Collapse to uniform targets or to one prototype: the targets' mean entropy stays within so many nats of
     log(prototypes), or that of the mean target of 0."""
     steps: NonNegativeInt = 500
-    """How long either must last, counted from the end of the learning rate's warm-up; 0 turns both off."""
+    """How many steps either must last, counted from the end of the learning rate's warm-up; 0 turns both off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +173,9 @@ class DistributedConfig:
     """Several processes, one for each machine or GPU, that train one model together."""
 
     cluster: bool = False
-    """Asks the cluster (SLURM, Open MPI, Kubernetes, Cloud TPU) who takes part."""
+    """Reads the processes from the cluster (SLURM, Open MPI, Kubernetes, Cloud TPU)."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where there is no cluster to ask."""
+    """HOST:PORT of process 0, where there is no such cluster."""
     processes: int | None = None
     process: NonNegativeInt | None = None
     """Number of this process, from 0."""
@@ -183,7 +183,7 @@ class DistributedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Self-supervised pre-training with DINOv2's objective. The same command goes on where a run stopped."""
+    """Self-supervised pre-training with DINOv2's objective. The same command resumes a run."""
 
     data: str
     """A folder of images (labels are ignored), a manifest, or a data set of any kind that the README lists."""
@@ -192,7 +192,7 @@ class PretrainConfig:
     init: str | None = None
     """A model directory to continue from; without it, `model` is trained from random weights."""
     init_heads: Literal["auto", "fresh"] = "auto"
-    """`auto` goes on with the projection heads that lie in `init`, if there are any; `fresh` begins new ones."""
+    """`auto` continues with the projection heads in `init`, if there are any; `fresh` starts from new ones."""
     head_warmup_steps: NonNegativeInt = 0
     """Steps at the beginning in which the backbone is frozen and only the heads are trained, at the peak learning rate;
     they count among `steps`, and the schedules begin after them. For released weights, which come without heads."""
@@ -214,7 +214,7 @@ class PretrainConfig:
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
-    """The last so many stay, and the best by the probe."""
+    """So many of the newest are kept, and the best by the probe."""
     threads: NonNegativeInt = 2
     """Threads that read and crop images, in each worker."""
     workers: NonNegativeInt = 0
@@ -250,7 +250,7 @@ class PretrainConfig:
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
     """Of the DINO term, and of iBOT's without `ibot_head`."""
     ibot_head: HeadConfig | None = None
-    """A head of its own for the iBOT term; without it, both terms share one."""
+    """A separate head for the iBOT term; without it, both terms share one."""
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

@@ -1,4 +1,4 @@
-"""A batch in slices that are worked off one after the other, so that one slice's activations are held at a time."""
+"""A batch in slices that are processed one after the other, so that one slice's activations are held at a time."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

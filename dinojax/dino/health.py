@@ -1,4 +1,4 @@
-"""Whether a run is well: figures of its features and targets, and the guard that ends it when they have collapsed."""
+"""Health of a run: measures of its features and targets, and the guard that ends it when they have collapsed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -40,7 +40,7 @@ def effective_rank(features: jax.Array) -> jax.Array:
 
     The measure is Roy & Vetterli's (2007, "The effective rank", definition 1), which RankMe (Garrido et al. 2023, arXiv
     2210.02885, eq. 1) proposes to judge self-supervised features by; here of the centred features, as a mean that all
-    images share is no direction to tell them apart. The singular values are computed as such: as roots of the Gram
+    images share does not tell them apart. The singular values are computed directly: as roots of the Gram
     matrix's eigenvalues, those below 3e-4 of the largest would be rounding in float32, and there are many of them.
 
     Args:
@@ -76,10 +76,10 @@ class _Rule(NamedTuple):
 
 
 class Guard:
-    """Decides from the logged metrics whether a run goes on.
+    """Decides from the logged metrics whether a run continues.
 
-    Nothing but the lines of `metrics.jsonl` enters the decision, and the length of a state is counted in steps, not in
-    lines: so a run that goes on, its guard having replayed the lines, is stopped where it would have been without the
+    Nothing but the lines of `metrics.jsonl` enters the decision, and how long a state lasts is counted in steps, not in
+    lines: so a resumed run, whose guard has replayed the lines, is stopped where it would have been without the
     interruption.
     """
 
@@ -89,7 +89,7 @@ class Guard:
         Args:
           config: the limits.
           prototypes: K of the DINO head; targets have an entropy of at most log K.
-          warmup_steps: the steps until the learning rate has reached its peak, in which a collapse may still resolve.
+          warmup_steps: steps until the learning rate has reached its peak, in which a collapse may still resolve.
         """
         self.steps = config.steps
         self.warmup_steps = warmup_steps
@@ -118,8 +118,8 @@ class Guard:
 
         Args:
           step: from 1.
-          metrics: `feature_std`, `target_entropy` and `mean_target_entropy`, as far as they are there, are held against
-            the limits; all must be finite.
+          metrics: `feature_std`, `target_entropy` and `mean_target_entropy`, where present, are compared with the
+            limits; all must be finite.
 
         Returns:
           Why the run has to stop, in one line, or None.
@@ -146,7 +146,7 @@ class Guard:
         return min(self._since.values(), default=None)
 
     def replay(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Takes in the lines of `metrics.jsonl` up to the step that a run goes on from, in order."""
+        """Takes in the lines of `metrics.jsonl` up to the step that a run resumes from, in order."""
         for line in lines:
             self._count(line["step"], line)
 

@@ -198,7 +198,7 @@ class Monitor:
         path, rows = self._out / "failed_batch.csv", pending.rows
         if jax.process_count() > 1:  # each has its share of the batch, and all of them fail here
             rows = np.asarray(multihost_utils.process_allgather(rows)).ravel()
-        files = [self._paths[row] for row in rows]
+        files = [str(self._paths[row]) for row in rows]
         if self._log:
             with replacing(path, newline="") as file:
                 csv.writer(file).writerows([("step", "path"), *((pending.step, name) for name in files)])

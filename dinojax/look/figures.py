@@ -1,6 +1,6 @@
-"""Figures of what `inspect` computes. Each function returns a figure of its own, to show or to save.
+"""Figures of the results of `look.numbers`. Each function returns a new figure with a title, to show or to save.
 
-Images are those that the numbers came from, uint8 [N, H, W, C]; maps stand beside them, without smoothing.
+`images` are those that the results belong to, uint8 [N, H, W, C]; maps stand beside them, without smoothing.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
-from dinojax.look import numbers as inspect
+from dinojax.look import numbers
 from dinojax.protocols.knn import Neighbours
 from dinojax.report.plots import COLOURS, GREY
 
@@ -25,13 +25,9 @@ _DPI = 110
 
 
 def plot_parameters(table: pd.DataFrame, title: str) -> Figure:
-    """How many parameters each part has, and how large they are.
-
-    Args:
-      table: of `inspect.parameters_by_part`.
-      title: of the figure.
-    """
-    figure = Figure(figsize=(9, 0.27 * len(table) + 1.5), dpi=_DPI, layout="constrained")
+    """Number and size of the parameters of each part, in a table of `numbers.parameters_by_part`."""
+    total, mebibytes = table["parameters"].sum(), table["bytes"].sum() / 2**20
+    figure = _figure(9, 0.27 * len(table) + 1.5, f"{title}: {total:,} parameters, {mebibytes:.1f} MiB")
     counts, sizes = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(table))
     bars = counts.barh(places, table["parameters"], color=_BLUE)
@@ -41,7 +37,7 @@ def plot_parameters(table: pd.DataFrame, title: str) -> Figure:
     counts.invert_yaxis()
     counts.xaxis.set_major_formatter(EngFormatter(sep=""))
     counts.set_xlabel("parameters")
-    # A bar on a logarithmic scale would have no foot; parts of zeros alone are left out.
+    # Points, as bars have no base on a logarithmic scale; parts that are all zeros are left out.
     rms = table["rms"].where(table["rms"] > 0).to_numpy(float)
     sizes.plot(rms, places, "o", color=_ORANGE)
     sizes.set(xscale="log", xlabel="root mean square of the parameters (logarithmic)")
@@ -54,28 +50,19 @@ def plot_parameters(table: pd.DataFrame, title: str) -> Figure:
     for axis in (counts, sizes):
         axis.grid(axis="x", alpha=0.25)
         axis.set_axisbelow(True)
-    total, mebibytes = table["parameters"].sum(), table["bytes"].sum() / 2**20
-    figure.suptitle(f"{title}: {total:,} parameters, {mebibytes:.1f} MiB", fontsize=11)
     return figure
 
 
-def plot_attention(images: np.ndarray, attention: inspect.ClassAttention, title: str, columns: int = 8) -> Figure:
-    """Attention of the class token to the patches: each image, the mean over its heads, and each head.
-
-    Args:
-      images: see above.
-      attention: of these images.
-      title: of the figure.
-      columns: panels side by side, at most.
-    """
+def plot_attention(images: np.ndarray, attention: numbers.ClassAttention, title: str, columns: int = 8) -> Figure:
+    """Attention of the class token to the patches: each image, the mean over the heads, and each head."""
     heads, height, width = attention.patches.shape[1:]
     relative = attention.patches * height * width
-    # One strong patch must not leave the others black, and what is even must not look strong.
+    # A percentile, so that one strong patch does not leave all others black; 2 at least, so that even maps look even.
     scale = Normalize(0, max(float(np.percentile(relative, 99.5)), 2.0))
     names = ["mean of heads", *(f"head {head}" for head in range(heads))]
     columns = min(columns, 1 + len(names))
     rows = -(-(1 + len(names)) // columns)
-    figure = Figure(figsize=(1.6 * columns + 0.9, 1.75 * rows * len(images) + 0.5), dpi=_DPI, layout="constrained")
+    figure = _figure(1.6 * columns + 0.9, 1.75 * rows * len(images) + 0.5, title)
     axes = figure.subplots(rows * len(images), columns, squeeze=False)
     for number, (image, maps, lines) in enumerate(zip(images, relative, axes.reshape(len(images), -1), strict=True)):
         for axis in lines:
@@ -87,18 +74,12 @@ def plot_attention(images: np.ndarray, attention: inspect.ClassAttention, title:
             axis.set_title(f"{name}, max {values.max():.3g}", fontsize=8)
     label = "attention weight × number of patches\n(1: as much as every other)"
     _colour_bar(figure, axes, "inferno", scale, label, extend="max")
-    figure.suptitle(title, fontsize=11)
     return figure
 
 
 def plot_attention_mass(table: pd.DataFrame, title: str) -> Figure:
-    """Shares of the class token's attention, a bar a head.
-
-    Args:
-      table: of `inspect.attention_mass`.
-      title: of the figure.
-    """
-    figure = Figure(figsize=(7.5, 0.27 * len(table) + 1.6), dpi=_DPI, layout="constrained")
+    """Shares of the class token's attention in each head, in a table of `numbers.attention_mass`."""
+    figure = _figure(7.5, 0.27 * len(table) + 1.6, title)
     axis = figure.subplots()
     left = np.zeros(len(table))
     colours = {"class token": GREY, "registers": COLOURS[2], "outlier patches": _ORANGE, "other patches": _BLUE}
@@ -110,21 +91,13 @@ def plot_attention_mass(table: pd.DataFrame, title: str) -> Figure:
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel="share of the class token's attention (below: mean over the heads)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    axis.set_title(title, fontsize=11)
     return figure
 
 
-def plot_norms(images: np.ndarray, norms: inspect.TokenNorms, title: str, shown: int = 4) -> Figure:
-    """Histogram of the patch tokens' norms with the cut-offs, and maps of the images with the most outliers.
-
-    Args:
-      images: see above.
-      norms: of these images.
-      title: of the figure.
-      shown: how many images, at most.
-    """
+def plot_norms(images: np.ndarray, norms: numbers.TokenNorms, title: str, shown: int = 4) -> Figure:
+    """Histogram of the tokens' norms with the cut-offs, and maps of the `shown` images with the most outliers."""
     shown = min(shown, len(images))
-    figure = Figure(figsize=(9.5, 4.9), dpi=_DPI, layout="constrained")
+    figure = _figure(9.5, 4.9, title)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.9, 1))[:, 0]
     axis = above.subplots()
     values, registers = norms.patches.ravel(), norms.registers.ravel()
@@ -134,7 +107,7 @@ def plot_norms(images: np.ndarray, norms: inspect.TokenNorms, title: str, shown:
         axis.hist(registers, edges, color=COLOURS[2], alpha=0.8, label=f"{len(registers):,} registers")
     for name, cutoff, style in (
         (f"cut-off {norms.cutoff:.3g}", norms.cutoff, {"color": _ORANGE}),
-        (f"published for ViT-g, {inspect.PUBLISHED_CUTOFF:g}", inspect.PUBLISHED_CUTOFF, {"color": GREY, "ls": "--"}),
+        (f"published for ViT-g, {numbers.PUBLISHED_CUTOFF:g}", numbers.PUBLISHED_CUTOFF, {"color": GREY, "ls": "--"}),
     ):
         label = f"{name}: {(values > cutoff).mean():.2%} of the patches above it"
         if cutoff < 1.5 * values.max():
@@ -154,23 +127,15 @@ def plot_norms(images: np.ndarray, norms: inspect.TokenNorms, title: str, shown:
         left.set_title(f"image {place}", fontsize=8)
         right.set_title(f"outliers: {norms.outliers[place].sum()}", fontsize=8)
     _colour_bar(below, axes, "viridis", scale, "L2 norm")
-    figure.suptitle(title, fontsize=11)
     return figure
 
 
-def plot_components(images: np.ndarray, components: inspect.Components, title: str, columns: int = 8) -> Figure:
-    """Three principal components of the patches as red, green and blue, below their images.
-
-    Args:
-      images: see above.
-      components: three, of these images.
-      title: of the figure.
-      columns: images side by side, at most.
-    """
-    colours = inspect.as_colours(components.scores)
+def plot_components(images: np.ndarray, components: numbers.Components, title: str, columns: int = 8) -> Figure:
+    """Three principal components of the patches as red, green and blue, below their images."""
+    colours = numbers.as_colours(components.scores)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(max(1.6 * columns, 6), 3.4 * rows + 0.9), dpi=_DPI, layout="constrained")
+    figure = _figure(max(1.6 * columns, 6), 3.4 * rows + 0.9, title)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.4 * rows + 0.3, 0.6))[:, 0]
     axes = above.subplots(2 * rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -180,7 +145,7 @@ def plot_components(images: np.ndarray, components: inspect.Components, title: s
         _image(axes[2 * row, column], image)
         axes[2 * row + 1, column].imshow(map_, interpolation="nearest")
         axes[2 * row, column].set_title(f"image {place}", fontsize=8)
-    low, high = inspect.colour_range(components.scores)
+    low, high = numbers.colour_range(components.scores)
     bars = below.subplots(1, 3)
     for number, (axis, name) in enumerate(zip(bars, ("red", "green", "blue"), strict=True)):
         colour_map = LinearSegmentedColormap.from_list(name, ["black", name if name != "green" else "lime"])
@@ -188,7 +153,6 @@ def plot_components(images: np.ndarray, components: inspect.Components, title: s
         bar = below.colorbar(ScalarMappable(scale, colour_map), cax=axis, orientation="horizontal")
         bar.set_label(f"component {number + 1}: {components.variance[number]:.0%} of the variance", fontsize=8)
         bar.ax.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -198,18 +162,18 @@ def plot_neighbours(
     neighbours: Neighbours,
     title: str,
 ) -> Figure:
-    """Each query and what was found for it, most similar first; frames tell whether the labels agree.
+    """Each query and its neighbours, most similar first, in frames whose colour says whether the labels agree.
 
     Args:
-      queries: images, and a label each; empty where there is none.
-      searched: the same of the set that was searched.
+      queries: images and their labels, "" where unknown.
+      searched: images and labels of the set that was searched.
       neighbours: of these queries in this set.
       title: of the figure.
     """
     rows, found = neighbours.places.shape
-    figure = Figure(figsize=(1.6 * (found + 1), 1.95 * rows + 0.6), dpi=_DPI, layout="constrained")
+    figure = _figure(1.6 * (found + 1), 1.95 * rows + 0.6, title)
     axes = figure.subplots(rows, found + 1, squeeze=False)
-    # Enough digits to tell the lowest from 1.
+    # Enough digits to distinguish the lowest from 1.
     digits = int(np.clip(2 - np.log10(max(1 - neighbours.similarities.min(), 1e-6)), 3, 7))
     for row, (image, label) in enumerate(zip(*queries, strict=True)):
         _image(axes[row, 0], image)
@@ -220,8 +184,9 @@ def plot_neighbours(
             _image(axis, searched[0][place])
             axis.set_title(f"image {place}: {neighbours.similarities[row, column]:.{digits}f}\n{other}", fontsize=8)
             if label and other:
-                _frame(axis, _BLUE if label == other else _ORANGE)
-    figure.suptitle(title, fontsize=11)
+                colour = _BLUE if label == other else _ORANGE
+                frame = Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4)
+                axis.add_patch(frame)
     note = "cosine similarity"
     if any(queries[1]):
         note += "; frame: blue where the label is the query's, orange where it is not"
@@ -232,15 +197,15 @@ def plot_neighbours(
 def plot_similarity(
     images: np.ndarray, maps: Sequence[np.ndarray], places: Sequence[tuple[int, int]], title: str
 ) -> Figure:
-    """Similarity of every patch to a chosen one, which is outlined.
+    """Similarity of all patches of an image to one of them, which is outlined.
 
     Args:
-      images: one for each map; the same one again for several of its patches.
-      maps: [h, w] of `inspect.similarity_map`.
-      places: row and column of each chosen patch.
+      images: one for each map; repeated for several patches of the same one.
+      maps: [h, w] each, of `numbers.similarity_map`.
+      places: row and column of the patch that each map refers to.
       title: of the figure.
     """
-    figure = Figure(figsize=(1.9 * len(maps) + 0.9, 4.3), dpi=_DPI, layout="constrained")
+    figure = _figure(1.9 * len(maps) + 0.9, 4.3, title)
     axes = figure.subplots(2, len(maps), squeeze=False)
     scale = Normalize(min(float(np.percentile(maps, 1)), 0.99), 1)
     for column, (image, map_, (row, place)) in enumerate(zip(images, maps, places, strict=True)):
@@ -252,21 +217,17 @@ def plot_similarity(
             _outline(axis, image, chosen)
         axes[0, column].set_title(f"patch at row {row},\ncolumn {place}", fontsize=8)
     _colour_bar(figure, axes, "viridis", scale, "cosine similarity to the patch outlined", extend="min")
-    figure.suptitle(title, fontsize=11)
     return figure
 
 
 def plot_positions(similarity: np.ndarray, title: str, places: int = 4) -> Figure:
-    """Similarity of some patches' positional embeddings to all others'.
+    """Similarity of positional embeddings to all others, [M, M, M, M] of `numbers.position_similarity`.
 
-    Args:
-      similarity: [M, M, M, M] of `inspect.position_similarity`.
-      title: of the figure.
-      places: rows and columns of panels, spread over the grid; M at most.
+    There is a panel for each of `places` × `places` positions, spread over the grid.
     """
     side = len(similarity)
     chosen = np.unique(np.linspace(0, side - 1, min(places, side)).round().astype(int))
-    figure = Figure(figsize=(1.5 * len(chosen) + 1.2, 1.5 * len(chosen) + 0.5), dpi=_DPI, layout="constrained")
+    figure = _figure(1.5 * len(chosen) + 1.2, 1.5 * len(chosen) + 0.5, title)
     axes = figure.subplots(len(chosen), len(chosen), squeeze=False)
     maps = similarity[np.ix_(chosen, chosen)]
     others = maps[maps < 1 - 1e-5]
@@ -282,6 +243,12 @@ def plot_positions(similarity: np.ndarray, title: str, places: int = 4) -> Figur
         axes[0, place].set_title(f"column {number}", fontsize=8)
         axes[place, 0].set_ylabel(f"row {number}", fontsize=8)
     _colour_bar(figure, axes, "RdBu_r", scale, "cosine similarity to the position outlined", extend="both")
+    return figure
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of this size in inches."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -293,7 +260,7 @@ def _image(axis: Axes, image: np.ndarray) -> None:
 
 
 def _map(axis: Axes, image: np.ndarray, values: np.ndarray, colour_map: str, scale: Normalize) -> None:
-    """A map [h, w] where its image would be."""
+    """Draws a map [h, w] in the coordinates of its image."""
     height, width = image.shape[:2]
     place = (0, width, height, 0)
     axis.imshow(values, cmap=colour_map, norm=scale, extent=place, interpolation="nearest")
@@ -301,21 +268,17 @@ def _map(axis: Axes, image: np.ndarray, values: np.ndarray, colour_map: str, sca
 
 
 def _outline(axis: Axes, image: np.ndarray, chosen: np.ndarray) -> None:
-    """Squares around the patches chosen, bool [h, w]."""
+    """Draws squares around patches, bool [h, w]."""
     height, width = image.shape[0] / chosen.shape[0], image.shape[1] / chosen.shape[1]
     for row, column in np.argwhere(chosen):
         corner = (column * width, row * height)
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_ORANGE, linewidth=1.4))
 
 
-def _frame(axis: Axes, colour: str) -> None:
-    axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4))
-
-
 def _colour_bar(
     figure: Figure | SubFigure, axes: np.ndarray, colour_map: str, scale: Normalize, label: str, extend: str = "neither"
 ) -> None:
-    """One for all axes; `extend` has an arrow where values go on beyond the scale."""
+    """Draws one colour bar for all axes; `extend` says at which end values may exceed the scale."""
     mappable = ScalarMappable(scale, matplotlib.colormaps[colour_map])
     bar = figure.colorbar(mappable, ax=axes, fraction=0.03, pad=0.02, extend=extend)
     bar.set_label(label, fontsize=8)

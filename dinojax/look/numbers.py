@@ -1,7 +1,7 @@
-"""Numbers to look at a model by: its parameters, attention, patch norms, and what its features find alike.
+"""What there is to see in a model: its parameters, attention, token norms, and the similarities of its features.
 
-Images are uint8 [N, H, W, C], C 1 or 3, of a size that the model takes (for a vision transformer, multiples of its
-patches); the model's own preprocessing is applied. `inspect_plots` draws what comes out of here.
+Images are uint8 [N, H, W, C], C 1 or 3, of a size that the model reads; its own preprocessing is applied.
+`look.figures` draws the results.
 """
 
 import re
@@ -26,12 +26,12 @@ from dinojax.protocols.features import FeatureRunner, pooled
 PUBLISHED_CUTOFF = 150.0
 """Norm above which a patch of DINOv2 ViT-g/14 is an outlier (Darcet et al. 2023, arXiv 2309.16588, section 2.1)."""
 
-# Parts in the order of the table; whatever no row matches is a part by its first name.
+# Parts in the order of the table; a parameter that no row matches belongs to a part named by its first name.
 _PARTS = (
     (r"patch_embed\..*", "patch embedding"),
     (r"pos_embed", "positional embeddings"),
-    (r"(cls_token|register_tokens|mask_token)", "tokens"),
-    (r"(conv1|bn1)\..*", "stem"),
+    (r"(?:cls_token|register_tokens|mask_token)", "tokens"),
+    (r"(?:conv1|bn1)\..*", "stem"),
     (r"blocks\.(\d+)\..*", r"block \1"),
     (r"layers\.(\d+)\..*", r"stage \1"),
     (r"norm\..*", "final norm"),
@@ -60,42 +60,36 @@ def read_images(records: Records, places: np.ndarray, model: Backbone, size: int
 
 
 def parameters_by_part(model: Backbone) -> pd.DataFrame:
-    """What a model consists of, a row a part: embeddings, tokens, each block or stage, the final norm.
+    """Counts and sizes of a model's parameters, by part: embeddings, tokens, each block or stage, the final norm.
 
     Returns:
-      Indexed by part: `parameters` (numbers that training changes), `statistics` (running means and variances),
-      `bytes` of both, `norm` (L2, of the parameters) and `rms` = norm / √parameters, which compares parts of different
-      size. Training that went wrong shows as one part far off the others.
+      Indexed by part: `parameters` (how many there are), `statistics` (running means and variances), `bytes` of both,
+      `norm` (L2, of the parameters) and `rms` = norm / √parameters, comparable among parts of different size. After
+      a training that went wrong, one part may be far off the others.
     """
     trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    parts: dict[str, dict[str, float]] = {}
+    parts: dict[tuple[int, int, str], dict[str, float]] = {}
     for path, array in tree.split(model)[1].items():
-        part = _part(path)
-        row = parts.setdefault(part, {"parameters": 0, "statistics": 0, "bytes": 0, "squares": 0.0})
+        row = parts.setdefault(_part(path), {"parameters": 0, "statistics": 0, "bytes": 0, "squares": 0.0})
         row["bytes"] += array.nbytes
         if path in trained:
             row["parameters"] += array.size
             row["squares"] += float(np.square(np.asarray(array, np.float32), dtype=np.float64).sum())
         else:
             row["statistics"] += array.size
-    names = sorted(parts, key=_order)
-    table = pd.DataFrame([parts[name] for name in names], index=pd.Index(names, name="part"))
+    index = pd.Index([name for _, _, name in sorted(parts)], name="part")
+    table = pd.DataFrame([parts[part] for part in sorted(parts)], index=index)
     table["norm"] = np.sqrt(table.pop("squares"))
     table["rms"] = table["norm"] / np.sqrt(np.maximum(table["parameters"], 1))
     return table.astype({"parameters": np.int64, "statistics": np.int64, "bytes": np.int64})
 
 
-def _part(path: str) -> str:
-    for pattern, part in _PARTS:
+def _part(path: str) -> tuple[int, int, str]:
+    """Row of `_PARTS`, number of the block or stage, and name: in their order, the rows of the table."""
+    for row, (pattern, part) in enumerate(_PARTS):
         if match := re.fullmatch(pattern, path):
-            return match.expand(part)
-    return path.split(".")[0]
-
-
-def _order(part: str) -> tuple[int, int]:
-    kinds = [name.split(" \\")[0] for _, name in _PARTS]
-    kind, number = re.sub(r" \d+$", "", part), re.search(r"\d+$", part)
-    return kinds.index(kind) if kind in kinds else len(kinds), int(number[0]) if number else 0
+            return row, int(match[1]) if match.groups() else 0, match.expand(part)
+    return len(_PARTS), 0, path.split(".")[0]
 
 
 def pooled_features(model: Backbone, images: np.ndarray, batch_size: int = 8) -> np.ndarray:
@@ -113,7 +107,7 @@ def _run(model: Backbone, images: np.ndarray, function: Callable[..., jax.Array]
 
 
 class ClassAttention(NamedTuple):
-    """What the class token takes from each token, a head; over all tokens the weights of a head sum to 1."""
+    """Attention weights of the class token; over all tokens, those of a head sum to 1."""
 
     patches: np.ndarray
     """float32 [N, heads, h, w]."""
@@ -124,75 +118,73 @@ class ClassAttention(NamedTuple):
 
 
 def class_attention(model: Backbone, images: np.ndarray, block: int = -1, batch_size: int = 4) -> ClassAttention:
-    """Attention of the class token in one block, the last unless told otherwise.
+    """Attention of the class token in one block, by default the last.
 
     Raises:
       ValueError: not a vision transformer, or it has no such block.
     """
-    transformer = as_transformer(model, "attention maps")
+    arguments = as_transformer(model, "attention maps").arguments
     weights = _run(model, images, lambda model, x: model.attention(x, block)[:, :, 0], batch_size)
-    first = 1 + transformer.arguments.registers
-    rows = images.shape[1] // transformer.arguments.patch_size
+    first, rows = 1 + arguments.registers, images.shape[1] // arguments.patch_size
     patches = rearrange(weights[:, :, first:], "n a (h w) -> n a h w", h=rows)
     return ClassAttention(patches, weights[:, :, 1:first], weights[:, :, 0])
 
 
 class TokenNorms(NamedTuple):
-    """Norms of tokens as the last block leaves them, before the final norm, and which patches stand out."""
+    """Norms of the tokens after the last block, before the final norm, and which patches are outliers."""
 
     patches: np.ndarray
-    """float32 [N, h, w]: L2 norm of each patch token."""
+    """float32 [N, h, w], L2."""
     registers: np.ndarray
-    """float32 [N, R]."""
+    """float32 [N, R], L2."""
     cutoff: float
     outliers: np.ndarray
-    """bool [N, h, w]: patches above the cut-off."""
+    """bool [N, h, w]: patches whose norm is above the cut-off."""
 
 
 def token_norms(model: Backbone, images: np.ndarray, cutoff: float | None = None, batch_size: int = 8) -> TokenNorms:
-    """Looks for outlier tokens: background patches in which a large transformer keeps notes of its own.
+    """Finds outlier tokens: background patches that a large transformer uses to store global information.
 
     Darcet et al. 2023 (arXiv 2309.16588, section 2.1, figure 3) find them in 2 % of the patches of DINOv2 ViT-g, with
-    norms some ten times those of the others. They spoil attention maps and dense features; registers take their place.
+    norms some ten times those of the others. They spoil attention maps and dense features; registers replace them.
 
     Args:
       model: a vision transformer.
-      images: see above; some dozens give a smooth histogram.
-      cutoff: norm above which a patch is an outlier, such as `PUBLISHED_CUTOFF`; without it `robust_cutoff`.
+      images: some dozens give a smooth histogram.
+      cutoff: norm above which a patch is an outlier, such as `PUBLISHED_CUTOFF`; by default `robust_cutoff`.
       batch_size: images to run at a time.
 
     Raises:
       ValueError: not a vision transformer.
     """
-    transformer = as_transformer(model, "outlier tokens")
-    depth, first = len(transformer.blocks), 1 + transformer.arguments.registers
+    arguments = as_transformer(model, "outlier tokens").arguments
+    depth, registers = arguments.depth, arguments.registers
 
     def norms_of(model: VisionTransformer, x: jax.Array) -> jax.Array:
         return jax.numpy.linalg.norm(model.stream(x, depth)[:, 1:].astype(np.float32), axis=-1)
 
     norms = _run(model, images, norms_of, batch_size)
-    rows = images.shape[1] // transformer.arguments.patch_size
-    patches = rearrange(norms[:, first - 1 :], "n (h w) -> n h w", h=rows)
+    patches = rearrange(norms[:, registers:], "n (h w) -> n h w", h=images.shape[1] // arguments.patch_size)
     cutoff = robust_cutoff(patches) if cutoff is None else cutoff
-    return TokenNorms(patches, norms[:, : first - 1], cutoff, patches > cutoff)
+    return TokenNorms(patches, norms[:, :registers], cutoff, patches > cutoff)
 
 
 def robust_cutoff(norms: np.ndarray) -> float:
-    """A cut-off for any size of model: twice the 90th percentile.
+    """A cut-off for a model of any size: twice the 90th percentile of the norms.
 
-    Outliers are some ten times as long as other tokens, and few; one patch in ten may be one. Black background and
-    tissue make two humps, of which the longer one must not be taken for outliers, however small its share: rules
-    around the median, which falls into either, fail here.
+    It finds outliers that have some ten times the norm of other tokens and are at most a tenth of the patches. Rules
+    about the median fail: black background and tissue make two modes of the distribution, in either of which the median
+    may lie, and the larger of which, however rare, is not one of outliers.
     """
     return 2 * float(np.percentile(norms, 90))
 
 
 def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFrame:
-    """Where the class token's attention goes, mean over the images: a row a head, whose columns sum to 1.
+    """Shares of the class token's attention, by head and kind of token, mean over the images; each row sums to 1.
 
     Args:
-      attention: of the same images.
-      outliers: bool [N, h, w], as in `TokenNorms`.
+      attention: of N images.
+      outliers: bool [N, h, w], of the same images, as in `TokenNorms`.
     """
     on_outliers = (attention.patches * outliers[:, None]).sum((2, 3))
     columns = {
@@ -209,25 +201,21 @@ class Components(NamedTuple):
     """Principal components of patch features."""
 
     scores: np.ndarray
-    """float32 [N, h, w, K]: coordinates of each patch."""
+    """float32 [N, h, w, K]: coordinates of the patches."""
     directions: np.ndarray
-    """float32 [K, D], of length 1."""
+    """float32 [K, D], unit vectors."""
     variance: np.ndarray
     """float32 [K]: share of the total variance, 0..1."""
 
 
 def principal_components(patches: np.ndarray, components: int = 3) -> Components:
-    """PCA of the patches of all images together, so that a colour means the same in each of them.
+    """PCA of the patches [N, h, w, D] of all images together, so that a colour means the same in each of them.
 
-    A component's sign is arbitrary; here its largest loading by size is positive, so that maps of the same features
-    never flip, whatever the order of the images.
-
-    Args:
-      patches: [N, h, w, D].
-      components: K, at most D.
+    The arbitrary sign of a component is chosen so that its loading of largest magnitude is positive: maps of the same
+    features never change sign, whatever the order of the images.
 
     Raises:
-      ValueError: K is larger, or below 1.
+      ValueError: `components` is not in 1..D.
     """
     width = patches.shape[-1]
     flat = patches.reshape(-1, width).astype(np.float64)
@@ -245,25 +233,25 @@ def principal_components(patches: np.ndarray, components: int = 3) -> Components
 
 
 def colour_range(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest score [K] that is drawn: the 1st and 99th percentile over all images together."""
+    """Lower and upper end of the colour scale of each component, [K]: the 1st and 99th percentile over all images."""
     low, high = np.percentile(scores.reshape(-1, scores.shape[-1]), (1, 99), axis=0)
     return low, np.maximum(high, low + np.finfo(np.float32).eps)
 
 
 def as_colours(scores: np.ndarray) -> np.ndarray:
-    """[N, h, w, 3] scores as red, green and blue in 0..1, with one scale for all images."""
+    """Scores [N, h, w, 3] as red, green and blue in 0..1, on one scale for all images."""
     low, high = colour_range(scores)
     return np.clip((scores - low) / (high - low), 0, 1)
 
 
 def similarity_map(patches: np.ndarray, row: int, column: int) -> np.ndarray:
-    """Cosine similarity [h, w] of every patch of an image, [h, w, D], to the one at (row, column); 1 there."""
+    """Cosine similarity, float32 [h, w], of the patches [h, w, D] of an image to the one at (row, column)."""
     units = _unit(patches)
     return (units @ units[row, column]).astype(np.float32)
 
 
 def position_similarity(model: Backbone) -> np.ndarray:
-    """Cosine similarity of the patches' positional embeddings: float32 [M, M, M, M], rows and columns of both.
+    """Cosine similarity of the patches' positional embeddings, float32 [M, M, M, M]: at [row, column], a map.
 
     Raises:
       ValueError: not a vision transformer.
@@ -275,6 +263,6 @@ def position_similarity(model: Backbone) -> np.ndarray:
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    """Of length 1 along the last axis, in float64; zeros stay zeros."""
+    """Unit vectors along the last axis, float64; zeros stay zeros."""
     x = x.astype(np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float64).tiny)

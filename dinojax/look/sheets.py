@@ -1,4 +1,4 @@
-"""Sheets of images to look at before believing any number."""
+"""Sheets of images to look at before trusting any number."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from dinojax.models.preprocessing import Preprocessing
 def crop_sheet(
     global_crops: jax.Array, local_crops: jax.Array, preprocessing: Preprocessing, path: Path, images: int = 8
 ) -> None:
-    """Draws what the student sees: a row an image, global crops first, all as they come out of the augmentation.
+    """Draws the student's input: the augmented crops of each image in a row, global ones first.
 
     Args:
       global_crops: float [B, 2, S, S, C], normalised.
       local_crops: float [B, L, s, s, C], normalised.
-      preprocessing: undone for the eye.
+      preprocessing: that they were normalised with; it is undone.
       path: PNG to write.
-      images: how many rows at most.
+      images: how many rows, at most.
     """
     rows = min(images, len(global_crops))
     columns = global_crops.shape[1] + local_crops.shape[1]

@@ -1,8 +1,8 @@
-"""What a run leaves behind to go on from: checkpoints of its state, and its metrics, one JSON object a line.
+"""Checkpoints of a run's state.
 
-A checkpoint is a directory named by its step that Orbax writes in the background and renames when it is whole. Beside
-Orbax's files it holds `checkpoint.json`: the probe's accuracy, and size and CRC-32 of every other file. Orbax notices
-missing and short files, but not a damaged array, which it would hand over as if it were whole.
+A checkpoint is a directory named by its step that Orbax writes in the background and renames when it is complete.
+Beside Orbax's files it holds `checkpoint.json`: the probe's accuracy, and size and CRC-32 of every other file. Orbax
+notices missing and short files, but returns a damaged array as if it were intact.
 """
 
 import json
@@ -30,55 +30,55 @@ _UNFINISHED = ocp.utils.TMP_DIR_SUFFIX
 
 
 class Checkpoints:
-    """The last few states of a run and the best one, written in the background while it goes on.
+    """The newest states of a run and the best one, written in the background.
 
-    Where several processes train together, every one of them calls every method, in the same order.
+    Where several processes train together, each calls every method, in the same order.
     """
 
     def __init__(self, directory: Path, keep: int) -> None:
         """Opens or makes a directory of checkpoints.
 
         Args:
-          directory: theirs alone.
-          keep: so many of the newest stay; and beside them the one with the highest probe, the first such.
+          directory: holds nothing but checkpoints.
+          keep: how many of the newest to keep, beside the first of those with the highest probe accuracy.
 
         Raises:
           RunError: the directory cannot be made.
         """
-        for name in ("absl", "asyncio"):  # Orbax tells of every file, and of errors that are raised here besides
+        for name in ("absl", "asyncio"):  # Orbax logs every file, and errors that are raised here anyway
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write to {directory}: {reason(error)}") from error
         self._directory, self._keep = directory.resolve(), keep
-        self._shown = directory  # as it was given
+        self._shown = directory  # as it was given, for messages
         self._steps = sorted(int(path.name) for path in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name))
         self._probes = {step: _read_probe(self._directory / str(step)) for step in self._steps}
         self._writing: int | None = None
         self._suspect: int | None = None
         self._handler = ocp.StandardCheckpointHandler()
-        # A directory that cannot be made is an error of `save`; else threads would wait for it, and the exit for them.
+        # Else, where a directory cannot be made, threads would wait for it, and the exit for them.
         options = ocp.AsyncOptions(post_finalization_callback=self._seal, create_directories_asynchronously=False)
         self._checkpointer = ocp.AsyncCheckpointer(self._handler, async_options=options)
         self._former_hook = sys.unraisablehook
-        sys.unraisablehook = _without_closed_loops(self._former_hook)
+        sys.unraisablehook = _silence_closed_loop(self._former_hook)
 
     def steps(self) -> list[int]:
         """The steps whose states are saved or being saved, in order."""
         return list(self._steps)
 
     def save(self, step: int, state: Any, probe: float | None = None, suspect: int | None = None) -> None:
-        """Begins to save the state after `step` steps; nothing is done if it is there already.
+        """Starts to save the state after `step` steps, unless it is saved already.
 
         Args:
           step: of the state.
           state: a pytree of arrays; may be donated right after the call.
-          probe: its accuracy by the probe, where it was measured; the higher the better.
-          suspect: the step since which the run may have collapsed; the newest state before it stays too.
+          probe: the probe's accuracy, where it was measured.
+          suspect: the step since which the run may have collapsed; the newest state before it is kept too.
 
         Raises:
-          RunError: the checkpoint before could not be written, or this one cannot.
+          RunError: the previous checkpoint could not be written, or this one cannot.
         """
         self.wait()
         if step in self._steps:
@@ -92,10 +92,10 @@ class Checkpoints:
             raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Waits until what is being saved is written, and removes what need not stay.
+        """Waits until the state that is being saved is written, and removes those that need not be kept.
 
         Raises:
-          RunError: it could not be written: which step, why, and which step is the last good one.
+          RunError: it could not be written; names the step, the reason and the last good step.
         """
         if self._writing is None:
             return
@@ -104,14 +104,14 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(self._writing, error) from error
         self._writing = None
-        self._tidy()
+        self._remove_old()
 
     def close(self) -> None:
         """Waits until everything is written; to be called last, whether or not the run failed.
 
         Raises:
-          RunError: as `wait`. Where another exception is on its way, the line is printed instead, so that the first
-            one is seen; but for a `Stopped`, which says that the state is saved.
+          RunError: as `wait`; but only printed while another exception is being raised, which it must not hide. A
+            `Stopped` it replaces, for that says that the state is saved.
         """
         underway = sys.exception()
         try:
@@ -123,12 +123,12 @@ class Checkpoints:
         finally:
             try:
                 self._checkpointer.close()
-            except Exception as error:  # a second consequence of what `wait` has told
+            except Exception as error:  # follows from what `wait` has raised
                 logging.getLogger(__name__).debug("while closing: %s", error)
             sys.unraisablehook = self._former_hook
 
     def restore(self, like: S) -> S | None:
-        """The newest state that can be read; None if none was ever saved.
+        """Restores the newest state that can be read; None if none was ever saved.
 
         Newer ones that cannot be read are moved to `<directory>_unreadable`, each with a printed line.
 
@@ -149,7 +149,7 @@ class Checkpoints:
                     state = self._read(path, like)
                 except RunError:
                     raise
-                except Exception as error:  # whatever the damage leads to
+                except Exception as error:  # damage may raise anything
                     problem = reason(error)
             if not _anywhere(problem is not None):
                 self._move_aside(problems)
@@ -164,7 +164,7 @@ class Checkpoints:
         )
 
     def _read(self, path: Path, like: S) -> S:
-        """Restores without Orbax's barriers, at which the others would wait for a process that fails."""
+        """Restores a state without Orbax's barriers, at which the other processes would wait for one that fails."""
         expected = _by_path(like)
         # Shapes are compared here because Orbax's messages name neither the run nor what to do.
         differences = tree.difference(expected, dict(self._handler.metadata(path).tree))  # type: ignore[arg-type]
@@ -192,27 +192,27 @@ class Checkpoints:
             multihost_utils.sync_global_devices("dinojax: unreadable checkpoints are moved aside")
 
     def _seal(self) -> None:
-        """Writes the record into the directory that Orbax is about to rename; one process does, all being done."""
+        """Writes the record into the directory that Orbax is about to rename; Orbax calls it in one process."""
         assert self._writing is not None
         path = self._directory / f"{self._writing}{_UNFINISHED}"
         sums = checksums(path)
-        sums.pop("_CHECKPOINT_METADATA", None)  # Orbax writes the time into it when it renames; not needed to restore
+        sums.pop("_CHECKPOINT_METADATA", None)  # changes when Orbax renames the directory; not read to restore
         record = {"probe": self._probes[self._writing], "files": sums}
         write_text(path / _RECORD, json.dumps(record, indent=1) + "\n")
 
-    def _tidy(self) -> None:
-        stay = set(self._steps[-self._keep :])
+    def _remove_old(self) -> None:
+        kept = set(self._steps[-self._keep :])
         measured = [step for step in self._steps if (probe := self._probes[step]) is not None and math.isfinite(probe)]
         if measured:
-            stay.add(max(measured, key=lambda step: (self._probes[step], -step)))
+            kept.add(max(measured, key=lambda step: (self._probes[step], -step)))
         if self._suspect is not None:
-            stay.update([step for step in self._steps if step < self._suspect][-1:])
-        gone = [step for step in self._steps if step not in stay]
-        self._steps = [step for step in self._steps if step in stay]
+            kept.update([step for step in self._steps if step < self._suspect][-1:])
+        removed = [step for step in self._steps if step not in kept]
+        self._steps = [step for step in self._steps if step in kept]
         if jax.process_index() != 0:
             return
         try:
-            for step in gone:  # renamed first: a directory that is named by a step is whole
+            for step in removed:  # renamed first: a directory that is named by a step is complete
                 path = self._directory / str(step)
                 path.rename(path.with_name(f"{step}{_UNFINISHED}"))
             for unfinished in self._directory.glob(f"*{_UNFINISHED}"):  # also those of runs that were killed
@@ -223,9 +223,9 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> RunError:
         self._writing = None
         self._steps.remove(step)
-        if jax.process_index() == 0:  # its part takes room, which may be what is short
+        if jax.process_index() == 0:  # frees its space, as the disk may be full
             shutil.rmtree(self._directory / f"{step}{_UNFINISHED}", ignore_errors=True)
-        last = f"the same command goes on from step {self._steps[-1]}" if self._steps else "there is none before it"
+        last = f"the same command resumes from step {self._steps[-1]}" if self._steps else "there is none before it"
         return RunError(f"the checkpoint of step {step} could not be written to {self._shown}: {reason(error)}; {last}")
 
 
@@ -238,12 +238,12 @@ def _by_path(state: Any) -> dict[str, Any]:
 
 
 def _anywhere(happened: bool) -> bool:
-    """Whether it is so in any process."""
+    """Whether it happened in any process."""
     return bool(multihost_utils.process_allgather(np.array(happened)).any()) if jax.process_count() > 1 else happened
 
 
 def _record_damage(directory: Path) -> str | None:
-    """What differs from a checkpoint's record; None if nothing does."""
+    """How a checkpoint differs from its record; None if it does not."""
     try:
         return damage(directory, json.loads((directory / _RECORD).read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -255,14 +255,14 @@ def _read_probe(directory: Path) -> float | None:
         probe = json.loads((directory / _RECORD).read_text())["probe"]
         return None if probe is None else float(probe)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # `restore` tells of it
+        return None  # `restore` reports it
 
 
-def _without_closed_loops(hook: Callable[[Any], object]) -> Callable[[Any], None]:
-    """Keeps quiet of the event loop that Orbax closes when a write fails, while other writes still report to it."""
+def _silence_closed_loop(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Drops errors about the event loop that Orbax closes when a write fails while other writes still use it."""
 
-    def quiet(unraisable: Any) -> None:
+    def silenced(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
-    return quiet
+    return silenced

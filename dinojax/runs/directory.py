@@ -1,4 +1,4 @@
-"""What a run's directory promises: one run at a time, the configuration and the images that it began with."""
+"""A run's directory: one run at a time, and always the configuration and the images that it began with."""
 
 import contextlib
 import difflib
@@ -17,7 +17,7 @@ from dinojax.config.parser import flatten
 from dinojax.errors import RunError, UsageError
 from dinojax.runs.files import free_path, reason, write_json, write_text
 
-# Where a run lies, which machines it uses, what it keeps and what it may overlook are no part of what it computes.
+# Where a run is stored, which machines it uses, what it keeps and which files it may skip change no result.
 _NOT_COMPARED = (
     *("out", "accept_changes", "on_bad_file", "keep_checkpoints"),
     *("threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
@@ -27,9 +27,9 @@ _ABSENT = object()
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Holds a run's directory, which is made if need be, against a second run.
+    """Locks a run's directory, which is made if need be, against a second run.
 
-    The kernel lets go of it whatever ends the process. Of several processes that train together, only one holds it.
+    The kernel releases the lock however the process ends. Of several processes that train together, one holds it.
 
     Raises:
       UsageError: another process holds it.
@@ -61,7 +61,7 @@ def lock(directory: Path) -> Iterator[None]:
 def check_config(
     config: object, directory: Path, accept_changes: Sequence[str] = (), changeable: Collection[str] | None = None
 ) -> None:
-    """Compares a configuration with the one that the run in a directory began with, if there is one. Writes nothing.
+    """Compares a configuration with that of the run in a directory, if there is one. Writes nothing.
 
     Args:
       config: a frozen dataclass of `dinojax.config`.
@@ -85,20 +85,19 @@ def check_config(
         listed = ", ".join(f"{key} was {_show(before, key)}, is {_show(values, key)}" for key in refused)
         advice = "choose another --out"
         if changeable is None or set(changed) <= set(changeable):
-            advice += f", or go on with --accept_changes {','.join(changed)}"
+            advice += f", or resume with --accept_changes {','.join(changed)}"
         raise UsageError(f"{directory} holds a run with another configuration: {listed}; {advice}")
 
 
 def write_config(config: object, directory: Path, step: int | None = None) -> None:
     """Writes `config.yaml`, every key of it, into a run's directory.
 
-    Where a run goes on with another configuration, the former file stays as `config.before_step<N>.yaml`.
+    Where a run resumes with another configuration, the former file stays as `config.before_step<N>.yaml`.
 
     Args:
-      config: a frozen dataclass of `dinojax.config` that `check_config` let pass.
+      config: a frozen dataclass of `dinojax.config` that `check_config` accepted.
       directory: the run's; made if need be.
-      step: N, the first step that the configuration holds for being N + 1; without it, the name is
-        `config.before.yaml`.
+      step: N, after which the configuration holds; without it, the former file becomes `config.before.yaml`.
 
     Raises:
       RunError: it cannot be written.
@@ -112,14 +111,14 @@ def write_config(config: object, directory: Path, step: int | None = None) -> No
 
 
 def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
-    """Writes `data.json`, which tells the images of a run, or compares with the one that the run began with.
+    """Writes `data.json`, a digest of the paths of a run's images; or compares with the one that the run began with.
 
     Their order counts, because a run's batches follow from it.
 
     Args:
       directory: the run's; made if need be.
       paths: of the images, as `Records` name them.
-      accept: takes other images for those of the run from now on.
+      accept: whether other images may replace those of the run from now on.
 
     Raises:
       UsageError: they are other images.
@@ -138,7 +137,7 @@ def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
         counts = f"{images} then, {len(paths)} now" if images != len(paths) else f"{images}, but other paths or order"
         raise UsageError(
             f"the images are not those that the run in {directory} began with ({counts}); "
-            "put them back, choose another --out, or go on with --accept_changes data"
+            "put them back, choose another --out, or resume with --accept_changes data"
         )
     write_json(path, now)
 
@@ -161,7 +160,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     try:
         return flatten_mapping(yaml.safe_load(path.read_text()) or {})
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read ({reason(error)}); mend it, or choose another --out") from error
+        raise UsageError(f"{path} cannot be read ({reason(error)}); repair it, or choose another --out") from error
 
 
 def _changed(before: dict[str, Any], values: dict[str, Any]) -> list[str]:

@@ -1,15 +1,15 @@
-"""SIGINT and SIGTERM as a request that a run answers between two steps."""
+"""SIGINT and SIGTERM as a request to stop, which a run reads between two steps."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """Within its context, the first signal is remembered; a second one of SIGINT interrupts at once."""
+    """Inside its context, the first signal is only recorded; a SIGINT after it interrupts at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
-        """The signal that came, such as `SIGTERM`."""
+        """The signal that was received, such as `SIGTERM`."""
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopRequest":

@@ -27,7 +27,7 @@ def evaluate_knn(arguments: list[str]) -> None:
     """k nearest neighbours on frozen features; the same command resumes."""
     config = parser.parse(KNNConfig, arguments, "evaluate knn")
     out, settings = Path(config.out), knn.make_settings(config.ks)
-    check_config(config, out, config.accept_changes.split(","), CHANGEABLE)
+    check_config(config, out, parser.names(config.accept_changes), CHANGEABLE)
     if is_finished(out):
         return
     backbone = assembly.make_backbone(config)

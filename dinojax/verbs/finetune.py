@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     """Runs the fine-tuning that the command line describes, or resumes it."""
     config = parser.parse(FinetuneConfig, arguments, "finetune")
     out, settings = Path(config.out), make_grid(config.lrs, config.batch_sizes)
-    check_config(config, out, config.accept_changes.split(","), CHANGEABLE)
+    check_config(config, out, parser.names(config.accept_changes), CHANGEABLE)
     if is_finished(out):
         return
     backbone = assembly.make_backbone(config)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from dinojax import processes, sharding, tree
-from dinojax.config import parser as configuration
+from dinojax.config import parser
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import list_skipped
@@ -27,14 +27,14 @@ from dinojax.runs.metrics import MetricsLog, read_metrics
 
 def main(arguments: list[str]) -> None:
     """Runs the pre-training that the command line describes, or resumes it where it stopped."""
-    config = configuration.parse(PretrainConfig, arguments, "pretrain")
+    config = parser.parse(PretrainConfig, arguments, "pretrain")
     with processes.joined(config.distributed) as lead:
         pretrain(config, lead)
 
 
 def pretrain(config: PretrainConfig, lead: bool) -> None:
     """One process of a run; the one that leads writes all but the others' share of the checkpoints."""
-    out, accepted = Path(config.out), [key for key in config.accept_changes.split(",") if key]
+    out, accepted = Path(config.out), parser.names(config.accept_changes)
     run = assembly.assemble(config)
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
     paths = source.records.paths.tolist()

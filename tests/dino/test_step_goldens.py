@@ -1,5 +1,7 @@
 """Three whole training steps against the published code's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,3 +98,49 @@ def test_golden_steps(centering: str, devices: int, groups: int, accumulate: int
                     keep = np.r_[0:32, 64:96]
                     actual, value = actual[keep], value[keep]
                 np.testing.assert_allclose(actual, value, atol=tolerance, rtol=0, err_msg=f"{who} {prefix}.{path}")
+
+
+def sinkhorn(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Three iterations over the whole matrix in double precision (SwAV, Caron et al. 2020, appendix A)."""
+    scaled = np.exp((logits - logits.max()) / temperature)
+    rows, columns = scaled.shape
+    for _ in range(3):
+        scaled = scaled / scaled.sum(0, keepdims=True) / columns
+        scaled = scaled / scaled.sum(1, keepdims=True) / rows
+    return scaled * rows
+
+
+@pytest.mark.parametrize(
+    ("centering", "groups", "accumulate"),
+    [("sinkhorn_knopp", 1, 1), ("softmax", 1, 1), ("sinkhorn_knopp", 4, 4)],
+)
+def test_health_of_the_targets_against_double_precision(centering: Any, groups: int, accumulate: int) -> None:
+    """What a step logs of the targets that the teacher gives, written out; the backbone and head alone are the same."""
+    golden = goldens.load("ssl_steps_centering.npz")
+    graphs, params = modules()
+    masks = golden["step0.masks"]
+    given = batch(0, masks)
+    given["globals"] = given["globals"].at[1].set(given["globals"][0])  # equal images share their prototype
+    crops = jnp.asarray(given["globals"]).reshape(8, 70, 70, 3)
+    tokens = tree.merge(graphs.backbone, tree.subtree("backbone", params))(crops).pooled
+    head: DINOHead = tree.merge(graphs.projections["dino_head"], tree.subtree("dino_head", params))
+    logits, temperature = np.asarray(head(tokens), np.float64), float(STEPS.teacher_temp[0])
+    softmax = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+    targets = sinkhorn(logits, temperature) if centering == "sinkhorn_knopp" else softmax / softmax.sum(1)[:, None]
+
+    optimizer = states.make_optimizer(params, 2, STEPS, Timeline(3, frozen_prototypes=1), OptimConfig())
+    bound = max(int(golden[f"step{i}.masks"].sum()) for i in range(3)) + 5
+    loss = LossConfig(centering=centering)
+    step = jax.jit(
+        make_train_step(graphs, optimizer, STEPS, loss, bound, groups=groups, accumulate=accumulate), donate_argnums=0
+    )
+    _, metrics = step(states.init_state(graphs, params, optimizer), given)
+    largest = {int(row.argmax()) for row in targets}
+    assert 1 < len(largest) <= 6
+    assert float(metrics["prototypes_used"]) == pytest.approx(len(largest) / 128)
+    mean = targets.mean(0)
+    entropy = -(targets * np.log(np.maximum(targets, 1e-300))).sum(1).mean()
+    assert float(metrics["target_entropy"]) == pytest.approx(entropy, rel=1e-4)
+    assert float(metrics["mean_target_entropy"]) == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-4)
+    cross_entropy = float(metrics["dino_local"] + metrics["dino_global"])
+    assert float(metrics["kl"]) == pytest.approx(cross_entropy - entropy, rel=1e-3)

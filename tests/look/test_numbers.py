@@ -14,8 +14,7 @@ from sklearn.decomposition import PCA
 
 from dinojax import preprocess, tree
 from dinojax.data.records import read_records
-from dinojax.look import figures as inspect_plots
-from dinojax.look import numbers as inspect
+from dinojax.look import figures, numbers
 from dinojax.models import Backbone, VisionTransformer, create_model, create_transformer
 from dinojax.protocols.knn import Neighbours
 
@@ -34,7 +33,7 @@ def resnet() -> Backbone:
 
 def test_parameters_by_part_add_up_to_the_model() -> None:
     model = vit(depth=11)
-    table = inspect.parameters_by_part(model)
+    table = numbers.parameters_by_part(model)
     blocks = [f"block {number}" for number in range(11)]  # in the order of their numbers, 10 after 9
     assert list(table.index) == ["patch embedding", "positional embeddings", "tokens", *blocks, "final norm"]
     params = tree.split(model)[1]
@@ -46,19 +45,19 @@ def test_parameters_by_part_add_up_to_the_model() -> None:
     # Twelve times the square of the width, biases of 9 widths, two LayerScales, two norms.
     assert table.loc["block 3", "parameters"] == 12 * 32**2 + (9 + 2 + 4) * 32
     bias = params["norm.bias"] + 2.0
-    changed = inspect.parameters_by_part(tree.merge(tree.split(model)[0], {**params, "norm.bias": bias}))
+    changed = numbers.parameters_by_part(tree.merge(tree.split(model)[0], {**params, "norm.bias": bias}))
     np.testing.assert_allclose(changed.loc["final norm"], [64, 0, 256, np.sqrt(32 * 5), np.sqrt(2.5)], rtol=1e-6)
 
 
 def test_running_statistics_are_no_parameters() -> None:
-    table = inspect.parameters_by_part(resnet())
+    table = numbers.parameters_by_part(resnet())
     assert list(table.index) == ["stem", "stage 0", "stage 1", "stage 2", "stage 3"]
     assert list(table.loc["stem"][:3]) == [7 * 7 * 3 * 8 + 2 * 8, 2 * 8, 4 * (7 * 7 * 3 * 8 + 4 * 8)]
 
 
 def test_half_precision_counts_its_own_bytes() -> None:
     graph, params = tree.split(vit())
-    table = inspect.parameters_by_part(tree.merge(graph, {k: v.astype(jnp.bfloat16) for k, v in params.items()}))
+    table = numbers.parameters_by_part(tree.merge(graph, {k: v.astype(jnp.bfloat16) for k, v in params.items()}))
     np.testing.assert_array_equal(table["bytes"], 2 * table["parameters"])
 
 
@@ -68,17 +67,17 @@ def test_features_in_batches_equal_those_at_once(make, batch_size: int) -> None:
     model, images = make(), IMAGES if make is vit else np.repeat(IMAGES, 2, axis=2)
     expected = model(preprocess(images, model))
     np.testing.assert_allclose(
-        inspect.pooled_features(model, images, batch_size), expected.pooled, rtol=1e-4, atol=1e-5
+        numbers.pooled_features(model, images, batch_size), expected.pooled, rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(
-        inspect.patch_features(model, images, batch_size), expected.patches, rtol=1e-4, atol=1e-5
+        numbers.patch_features(model, images, batch_size), expected.patches, rtol=1e-4, atol=1e-5
     )
 
 
 def test_class_attention_is_the_first_row_of_the_weights() -> None:
     model = vit()
     weights = np.asarray(model.attention(preprocess(IMAGES, model), 0))[:, :, 0]
-    found = inspect.class_attention(model, IMAGES, block=0, batch_size=2)
+    found = numbers.class_attention(model, IMAGES, block=0, batch_size=2)
     assert found.patches.shape == (5, 2, 3, 2)
     np.testing.assert_allclose(found.itself, weights[:, :, 0], atol=1e-6)
     np.testing.assert_allclose(found.registers, weights[:, :, 1:4], atol=1e-6)
@@ -89,44 +88,44 @@ def test_class_attention_is_the_first_row_of_the_weights() -> None:
 
 def test_attention_mass_by_kind_of_token() -> None:
     patches = np.array([[[[0.1, 0.2], [0.3, 0.0]]], [[[0.0, 0.0], [0.2, 0.4]]]], np.float32)
-    attention = inspect.ClassAttention(patches, np.full((2, 1, 2), 0.1, np.float32), np.full((2, 1), 0.2, np.float32))
+    attention = numbers.ClassAttention(patches, np.full((2, 1, 2), 0.1, np.float32), np.full((2, 1), 0.2, np.float32))
     outliers = np.array([[[False, True], [False, False]], [[False, False], [False, True]]])
-    table = inspect.attention_mass(attention, outliers)
+    table = numbers.attention_mass(attention, outliers)
     assert list(table.columns) == ["class token", "registers", "outlier patches", "other patches"]
     np.testing.assert_allclose(table.loc[0], [0.2, 0.2, (0.2 + 0.4) / 2, (0.4 + 0.2) / 2], atol=1e-6)
-    without = inspect.attention_mass(attention._replace(registers=np.zeros((2, 1, 0), np.float32)), outliers)
+    without = numbers.attention_mass(attention._replace(registers=np.zeros((2, 1, 0), np.float32)), outliers)
     assert list(without.columns) == ["class token", "outlier patches", "other patches"]
 
 
 def test_token_norms_are_those_before_the_final_norm() -> None:
     model = vit()
-    norms = inspect.token_norms(model, IMAGES, batch_size=2)
+    norms = numbers.token_norms(model, IMAGES, batch_size=2)
     stream = np.asarray(model.stream(preprocess(IMAGES, model), 2))
     expected = np.sqrt(np.square(stream).sum(-1))
     np.testing.assert_allclose(norms.registers, expected[:, 1:4], rtol=1e-5)
     np.testing.assert_allclose(norms.patches, expected[:, 4:].reshape(5, 3, 2), rtol=1e-5)
     np.testing.assert_array_equal(norms.outliers, norms.patches > norms.cutoff)
     cutoff = float(np.sort(norms.patches.ravel())[-4])
-    assert inspect.token_norms(model, IMAGES, cutoff).outliers.sum() == 3
+    assert numbers.token_norms(model, IMAGES, cutoff).outliers.sum() == 3
 
 
 def test_the_cutoff_finds_a_second_hump_and_nothing_in_one_hump() -> None:
     """Two in a hundred, four to ten times as long as others; black background beside tissue is none, nor is tissue."""
     rng = np.random.default_rng(1)
     plain = rng.normal(40, 4, (4, 16, 16))
-    assert not (plain > inspect.robust_cutoff(plain)).any()
+    assert not (plain > numbers.robust_cutoff(plain)).any()
     with_outliers = plain.copy()
     with_outliers[:, 3, :5] *= 10
-    found = with_outliers > inspect.robust_cutoff(with_outliers)
+    found = with_outliers > numbers.robust_cutoff(with_outliers)
     assert found.sum() == 20
     assert found[:, 3, :5].all()
     for share in (0.0, 0.3, 0.48, 0.5, 0.6, 0.85):
         for black, tissue in ((18, 45), (45, 18), (4, 16)):
             is_black = rng.random((4, 16, 16)) < share
             norms = np.where(is_black, rng.normal(black, 1, (4, 16, 16)), rng.normal(tissue, 2, (4, 16, 16)))
-            assert not (norms > inspect.robust_cutoff(norms)).any()
+            assert not (norms > numbers.robust_cutoff(norms)).any()
             norms[:, 3, :5] = 4 * max(black, tissue)
-            found = norms > inspect.robust_cutoff(norms)
+            found = norms > numbers.robust_cutoff(norms)
             assert found.sum() == 20
             assert found[:, 3, :5].all()
 
@@ -140,7 +139,7 @@ def structured_patches() -> np.ndarray:
 
 def test_components_are_those_of_scikit_learn_up_to_sign() -> None:
     patches = structured_patches()
-    found = inspect.principal_components(patches)
+    found = numbers.principal_components(patches)
     pca = PCA(3, svd_solver="full").fit(patches.reshape(-1, 20).astype(np.float64))
     signs = np.sign((found.directions * pca.components_).sum(1))
     np.testing.assert_allclose(found.directions, pca.components_ * signs[:, None], atol=1e-5)
@@ -153,21 +152,21 @@ def test_components_are_those_of_scikit_learn_up_to_sign() -> None:
 
 def test_colours_stay_whatever_the_order_of_the_images() -> None:
     patches = structured_patches()
-    found = inspect.as_colours(inspect.principal_components(patches).scores)
+    found = numbers.as_colours(numbers.principal_components(patches).scores)
     assert found.min() == 0
     assert found.max() == 1
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(4)
-        again = inspect.as_colours(inspect.principal_components(patches[order]).scores)
+        again = numbers.as_colours(numbers.principal_components(patches[order]).scores)
         np.testing.assert_allclose(again, found[order], atol=1e-5)
     # Features turned round give the same maps turned round, not the sign of chance.
-    mirrored = inspect.principal_components(patches[:, :, ::-1])
-    np.testing.assert_allclose(mirrored.scores[:, :, ::-1], inspect.principal_components(patches).scores, atol=1e-4)
+    mirrored = numbers.principal_components(patches[:, :, ::-1])
+    np.testing.assert_allclose(mirrored.scores[:, :, ::-1], numbers.principal_components(patches).scores, atol=1e-4)
 
 
 def test_components_of_fewer_patches_than_features() -> None:
     patches = np.random.default_rng(3).standard_normal((2, 2, 2, 64)).astype(np.float32)
-    found = inspect.principal_components(patches)
+    found = numbers.principal_components(patches)
     pca = PCA(3, svd_solver="full").fit(patches.reshape(-1, 64))
     np.testing.assert_allclose(np.abs((found.directions * pca.components_).sum(1)), 1, atol=1e-4)
 
@@ -176,7 +175,7 @@ def test_similarity_map_is_1_at_the_patch_chosen() -> None:
     patches = np.random.default_rng(5).standard_normal((3, 4, 6)).astype(np.float32)
     patches[2, 3] = -2 * patches[1, 2]
     patches[0, 0] = 0
-    found = inspect.similarity_map(patches, 1, 2)
+    found = numbers.similarity_map(patches, 1, 2)
     assert found.shape == (3, 4)
     np.testing.assert_allclose(found[1, 2], 1, atol=1e-6)
     np.testing.assert_allclose(found[2, 3], -1, atol=1e-6)
@@ -187,7 +186,7 @@ def test_similarity_map_is_1_at_the_patch_chosen() -> None:
 def test_position_similarity_leaves_the_class_tokens_out() -> None:
     model = vit()
     table = np.asarray(tree.split(model)[1]["pos_embed"])[0, 1:]
-    found = inspect.position_similarity(model)
+    found = numbers.position_similarity(model)
     assert found.shape == (2, 2, 2, 2)
     expected = table[1] @ table[2] / np.linalg.norm(table[1]) / np.linalg.norm(table[2])
     np.testing.assert_allclose(found[0, 1, 1, 0], expected, atol=1e-6)
@@ -196,11 +195,11 @@ def test_position_similarity_leaves_the_class_tokens_out() -> None:
 def test_what_a_resnet_does_not_have_is_said() -> None:
     model = resnet()
     with pytest.raises(ValueError, match="a ResNet has no attention maps"):
-        inspect.class_attention(model, IMAGES)
+        numbers.class_attention(model, IMAGES)
     with pytest.raises(ValueError, match="a ResNet has no outlier tokens"):
-        inspect.token_norms(model, IMAGES)
+        numbers.token_norms(model, IMAGES)
     with pytest.raises(ValueError, match="a ResNet has no positional embeddings"):
-        inspect.position_similarity(model)
+        numbers.position_similarity(model)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -209,13 +208,13 @@ def test_images_become_squares_of_the_models_size_and_channels(tmp_path: Path, c
         Image.fromarray(np.full((30, 50 + place), value, np.uint8)).save(tmp_path / f"{place}.png")
     records = read_records(str(tmp_path), labelled=False)
     model = vit(channels=channels)
-    images = inspect.read_images(records, np.array([1, 0]), model, 28)
+    images = numbers.read_images(records, np.array([1, 0]), model, 28)
     assert images.shape == (2, 28, 28, channels)
     assert (images[0] == 200).all()
     assert (images[1] == 40).all()
-    assert inspect.read_images(records, np.array([0]), model).shape[1] == model.preprocessing.size
+    assert numbers.read_images(records, np.array([0]), model).shape[1] == model.preprocessing.size
     with pytest.raises(ValueError, match="multiples of 14, got 100×100"):
-        inspect.read_images(records, np.array([0]), model, 100)
+        numbers.read_images(records, np.array([0]), model, 100)
 
 
 def drawn(axis: Axes) -> np.ndarray:
@@ -230,8 +229,8 @@ def outlined(axis: Axes) -> list[tuple[float, float]]:
 def test_figures_show_the_numbers() -> None:
     """Map for map: what an axis holds is what was computed, on the scale of its colour bar."""
     model, images = vit(), IMAGES
-    attention = inspect.class_attention(model, images)
-    figure = inspect_plots.plot_attention(images, attention, "attention", columns=3)
+    attention = numbers.class_attention(model, images)
+    figure = figures.plot_attention(images, attention, "attention", columns=3)
     panels = [axis for axis in figure.axes if axis.images and not axis.get_title().startswith("image")]
     assert [axis.get_title() for axis in panels[:3]] == [
         f"{name}, max {6 * values.max():.3g}"
@@ -244,38 +243,38 @@ def test_figures_show_the_numbers() -> None:
     np.testing.assert_allclose(drawn(panels[1]), attention.patches[0, 0] * 6, rtol=1e-6)
     assert "number of patches" in figure.axes[-1].get_ylabel()
 
-    norms = inspect.token_norms(model, images, cutoff=0.0)
-    figure = inspect_plots.plot_norms(images, norms, "norms", shown=2)
+    norms = numbers.token_norms(model, images, cutoff=0.0)
+    figure = figures.plot_norms(images, norms, "norms", shown=2)
     maps = [axis for axis in figure.axes if axis.get_title() == "outliers: 6"]
     assert len(maps) == 2
     assert len(maps[0].patches) == 6
     (legend,) = figure.subfigs[0].legends
     assert any("100.00%" in text.get_text() for text in legend.get_texts())
 
-    patches = inspect.patch_features(model, images)
-    components = inspect.principal_components(patches)
-    figure = inspect_plots.plot_components(images, components, "components", columns=3)
+    patches = numbers.patch_features(model, images)
+    components = numbers.principal_components(patches)
+    figure = figures.plot_components(images, components, "components", columns=3)
     coloured = [drawn(axis) for axis in figure.axes if axis.images and drawn(axis).shape == (3, 2, 3)]
-    np.testing.assert_allclose(coloured, inspect.as_colours(components.scores), atol=1e-6)
+    np.testing.assert_allclose(coloured, numbers.as_colours(components.scores), atol=1e-6)
 
     places = [(2, 1), (1, 0)]
-    maps = [inspect.similarity_map(of_image, *place) for of_image, place in zip(patches, places, strict=False)]
-    figure = inspect_plots.plot_similarity(images[:2], maps, places, "similarity")
+    maps = [numbers.similarity_map(of_image, *place) for of_image, place in zip(patches, places, strict=False)]
+    figure = figures.plot_similarity(images[:2], maps, places, "similarity")
     for column, (row, place) in enumerate(places):
         above, below = figure.axes[column], figure.axes[2 + column]
         np.testing.assert_array_equal(drawn(above), images[column].squeeze())
         np.testing.assert_allclose(drawn(below), maps[column])
         assert outlined(above) == outlined(below) == [(place * 14, row * 14)]
 
-    similarity = inspect.position_similarity(model)
-    figure = inspect_plots.plot_positions(similarity, "positions", places=2)
+    similarity = numbers.position_similarity(model)
+    figure = figures.plot_positions(similarity, "positions", places=2)
     side = len(similarity) - 1
     for axis, (row, column) in zip(figure.axes, [(0, 0), (0, side), (side, 0), (side, side)], strict=False):
         np.testing.assert_allclose(drawn(axis), similarity[row, column])
         assert outlined(axis) == [(column, row)]
 
     table = pd.DataFrame({"class token": [0.1, 0.2], "outlier patches": [0.3, 0.0], "other patches": [0.6, 0.8]})
-    (axis,) = inspect_plots.plot_attention_mass(table, "mass").axes
+    (axis,) = figures.plot_attention_mass(table, "mass").axes
     bars = [(bar.get_x(), bar.get_width()) for bar in axis.patches if isinstance(bar, Rectangle)]
     expected = [(0, 0.1), (0, 0.2), (0.1, 0.3), (0.2, 0.0), (0.4, 0.6), (0.2, 0.8)]
     np.testing.assert_allclose(bars, expected, atol=1e-12)
@@ -283,7 +282,7 @@ def test_figures_show_the_numbers() -> None:
 
 def test_frames_of_neighbours_tell_whether_labels_agree() -> None:
     found = Neighbours(np.array([[1, 2]]), np.array([[0.9, 0.8]], np.float32))
-    figure = inspect_plots.plot_neighbours((IMAGES[:1], ["a"]), (IMAGES, ["a", "a", "b", "", ""]), found, "neighbours")
+    figure = figures.plot_neighbours((IMAGES[:1], ["a"]), (IMAGES, ["a", "a", "b", "", ""]), found, "neighbours")
     query, same, other = figure.axes
     assert not query.patches
     assert query.get_title() == "query 0\na"

@@ -1,4 +1,4 @@
-"""Checkpoints survive what happens to machines: kills, full disks, damaged files; and metrics go with them."""
+"""Checkpoints survive what happens to machines: kills, full disks, damaged files."""
 
 import errno
 import json
@@ -157,7 +157,7 @@ def damage_an_array(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "harm", "told"),
+    ("which", "harm", "problem"),
     [
         ("biggest", cut, "bytes instead of"),
         ("biggest", Path.unlink, "is missing"),
@@ -171,7 +171,7 @@ def damage_an_array(path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_set_aside(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], which: str, harm: Callable[[Path], None], told: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], which: str, harm: Callable[[Path], None], problem: str
 ) -> None:
     run = saved(tmp_path / "checkpoints", 2, 4)
     harm(biggest(run / "4") if which == "biggest" else run / "4" / which)
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_set_aside(
     checkpoints = Checkpoints(run, 9)
     assert_same(checkpoints.restore(state(0)), state(2))
     out, err = capfd.readouterr()
-    assert re.fullmatch(rf"the checkpoint of step 4 cannot be read \(.*{re.escape(told)}.*\) and is now .*/4\n", out)
+    assert re.fullmatch(rf"the checkpoint of step 4 cannot be read \(.*{re.escape(problem)}.*\) and is now .*/4\n", out)
     assert err == ""
     assert on_disk(run) == [2]
     assert on_disk(tmp_path / "checkpoints_unreadable") == [4]
@@ -223,7 +223,7 @@ def test_another_model_is_no_damage(tmp_path: Path) -> None:
     assert on_disk(run) == [4]
 
 
-def test_a_directory_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
+def test_a_directory_that_is_gone_is_an_error_at_once(tmp_path: Path) -> None:
     checkpoints = Checkpoints(saved(tmp_path / "run", 1), 2)
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "run").write_text("no directory")
@@ -232,7 +232,7 @@ def test_a_directory_that_is_gone_is_told_at_once(tmp_path: Path) -> None:
     checkpoints.close()
 
 
-def test_an_error_is_told_once_and_hides_no_other(
+def test_an_error_is_reported_once_and_hides_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(directory: Path) -> None:
@@ -240,11 +240,11 @@ def test_an_error_is_told_once_and_hides_no_other(
 
     run = saved(tmp_path / "run", 1)
     monkeypatch.setattr("dinojax.runs.checkpoint.checksums", full)
-    told = f"the checkpoint of step 2 could not be written to {run}: No space left on device; "
-    told += "the same command goes on from step 1"
+    message = f"the checkpoint of step 2 could not be written to {run}: No space left on device; "
+    message += "the same command resumes from step 1"
     for then in (Checkpoints.wait, lambda checkpoints: checkpoints.save(3, state(3)), lambda checkpoints: None):
-        with pytest.raises(RunError, match=f"^{told}$"):
-            save_and_go_on(Checkpoints(run, 2), then)
+        with pytest.raises(RunError, match=f"^{message}$"):
+            save_and_continue(Checkpoints(run, 2), then)
         assert on_disk(run) == [1]
 
     def divide(checkpoints: Checkpoints) -> None:
@@ -252,18 +252,18 @@ def test_an_error_is_told_once_and_hides_no_other(
 
     assert capsys.readouterr().out == ""
     with pytest.raises(ZeroDivisionError):
-        save_and_go_on(Checkpoints(run, 2), divide)
-    assert capsys.readouterr().out == f"{told}\n"
+        save_and_continue(Checkpoints(run, 2), divide)
+    assert capsys.readouterr().out == f"{message}\n"
 
     def stop(checkpoints: Checkpoints) -> None:
         raise Stopped("SIGTERM at step 2: the state is saved")
 
-    with pytest.raises(RunError, match=told):
-        save_and_go_on(Checkpoints(run, 2), stop)
+    with pytest.raises(RunError, match=message):
+        save_and_continue(Checkpoints(run, 2), stop)
 
 
-def save_and_go_on(checkpoints: Checkpoints, then: Callable[[Checkpoints], None]) -> None:
-    """As a verb does, which goes on while a state is being written, and closes whatever happens."""
+def save_and_continue(checkpoints: Checkpoints, then: Callable[[Checkpoints], None]) -> None:
+    """As a verb does, which continues while a state is being written, and closes whatever happens."""
     try:
         checkpoints.save(2, state(2))
         then(checkpoints)
@@ -309,7 +309,7 @@ except RunError as error:
 """
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     out, err = run_child(FULL_DISK, tmp_path).communicate(timeout=120)
     lines = out.splitlines()
     checkpoint = (

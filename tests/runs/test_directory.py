@@ -1,4 +1,4 @@
-"""A run's directory: one run at a time, and what it began with is what it goes on with."""
+"""A run's directory: one run at a time, and it resumes with what it began with."""
 
 import json
 import os

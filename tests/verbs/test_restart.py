@@ -1,4 +1,7 @@
-"""A run that dies at any moment goes on as if nothing had happened; several processes train as one."""
+"""A run that dies at any moment resumes as if nothing had happened; several processes train as one.
+
+Only what needs a process of its own is here: kill -9, a signal to a command, several processes, other devices.
+"""
 
 import json
 import os
@@ -17,7 +20,7 @@ import pytest
 from PIL import Image
 
 DEADLINE_S = 240
-STEPS, EVERY = 30, 3
+STEPS, EVERY = 24, 3
 TINY = shlex.split(f"""
     --batch_size 8 --steps {STEPS} --epochs 3 --log_every 1 --checkpoint_every {EVERY} --groups 8
     --model.name vitt14 --model.width 32 --model.depth 1 --model.heads 2 --model.image_size 28 --model.layer_scale 1.0
@@ -40,13 +43,14 @@ def start(images: Path, out: Path, *more: str, devices: int = 8) -> subprocess.P
     # Without the compiler's optimisation a run of these few steps takes half the time.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     command = [sys.executable, "-m", "dinojax", "pretrain", *TINY, "--data", str(images), "--out", str(out), *more]
-    environment = os.environ | {"XLA_FLAGS": flags}
+    # All of them but the first find their programs compiled.
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(child: subprocess.Popen[str]) -> str:
-    told, _ = child.communicate(timeout=DEADLINE_S)
-    return told
+    output, _ = child.communicate(timeout=DEADLINE_S)
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +90,8 @@ def saving(run: Path) -> bool:
     return any(not path.name.isdigit() for path in (run / "checkpoints").glob("*"))
 
 
-def test_a_run_that_is_killed_goes_on_as_if_never_stopped(images: Path, whole: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of a save, between saves, and before the first step of a run that goes on."""
+def test_a_run_that_is_killed_resumes_as_if_never_stopped(images: Path, whole: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of a save, between saves, and before the first step of a run that resumes."""
     out = tmp_path / "run"
     moments: list[Callable[[], bool]] = [
         lambda: bool(saved(out)) and saving(out),
@@ -103,25 +107,25 @@ def test_a_run_that_is_killed_goes_on_as_if_never_stopped(images: Path, whole: P
         # At most the steps of one interval and of the save in flight are lost.
         assert (saved(out) or [0])[-1] >= lines - 2 * EVERY - 1
     child = start(images, out, "--threads", "1")
-    told = finish(child)
-    assert child.returncode == 0, told
-    assert "going on after step" in told
+    output = finish(child)
+    assert child.returncode == 0, output
+    assert "resuming after step" in output
     assert metrics(out) == metrics(whole)
     model = Path("model") / "params.safetensors"
     assert (out / model).read_bytes() == (whole / model).read_bytes()
     assert not saving(out)
 
 
-def test_another_number_of_devices_and_workers_goes_on(images: Path, whole: Path, tmp_path: Path) -> None:
+def test_another_number_of_devices_and_workers_resumes(images: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    child = start(images, out, devices=2)
+    child = start(images, out)
     wait_for(lambda: logged(out) >= 2 * EVERY, child)
     child.send_signal(signal.SIGTERM)
-    assert "the same command goes on" in finish(child)
+    assert "the same command resumes" in finish(child)
     assert child.returncode == 3
-    child = start(images, out, "--workers", "2", "--fsdp", "4", devices=4)
-    told = finish(child)
-    assert child.returncode == 0, told
+    child = start(images, out, "--workers", "2", "--fsdp", "2", devices=2)
+    output = finish(child)
+    assert child.returncode == 0, output
     close(metrics(out), metrics(whole))
 
 
@@ -132,7 +136,7 @@ def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
 
 
 def test_two_processes_train_as_one(images: Path, whole: Path, tmp_path: Path) -> None:
-    """A signal to one of them stops both after the same step; one process with all devices goes on."""
+    """A signal to one of them stops both after the same step; one process with all devices resumes."""
     out = tmp_path / "run"
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -141,9 +145,10 @@ def test_two_processes_train_as_one(images: Path, whole: Path, tmp_path: Path) -
     pair = [start(images, out, *joined, "--distributed.process", str(i), "--fsdp", "2", devices=4) for i in (0, 1)]
     wait_for(lambda: logged(out) >= 2 * EVERY, pair[0])
     pair[1].send_signal(signal.SIGTERM)
-    told = [finish(child) for child in pair]
-    assert [child.returncode for child in pair] == [3, 3], told
-    assert "going on" not in told[1]  # only the first process speaks, but for how it ended
+    output = [finish(child) for child in pair]
+    assert [child.returncode for child in pair] == [3, 3], output
+    assert "images" in output[0]
+    assert "images" not in output[1]  # only the first process prints, but for how it ended
     close(metrics(out), metrics(whole)[: logged(out)])
     assert saved(out)[-1] == logged(out)
     child = start(images, out)
@@ -160,20 +165,7 @@ def test_an_error_of_one_process_ends_both(images: Path, tmp_path: Path) -> None
         port = free.getsockname()[1]
     joined = ("--distributed.coordinator", f"localhost:{port}", "--distributed.processes", "2")
     pair = [start(images, out, *joined, "--distributed.process", str(i), devices=4) for i in (0, 1)]
-    told = [finish(child) for child in pair]
-    assert "the images are not those that the run" in told[0]
+    output = [finish(child) for child in pair]
+    assert "the images are not those that the run" in output[0]
     assert pair[0].returncode == 2
     assert pair[1].returncode
-
-
-def test_a_second_run_in_the_same_directory_is_refused(images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    first = start(images, out, "--steps", "100000")
-    wait_for(lambda: logged(out) >= 1, first)
-    second = start(images, out, "--steps", "100000")
-    told = finish(second)
-    assert second.returncode == 2
-    assert f"process {first.pid}" in told
-    first.send_signal(signal.SIGINT)
-    finish(first)
-    assert first.returncode == 3

@@ -1,4 +1,4 @@
-"""Which model the tensors are, told from names, shapes and what stands beside them."""
+"""Which model the tensors are, recognised by names, shapes and what lies beside them."""
 
 import hashlib
 import re
