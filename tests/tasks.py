@@ -57,6 +57,7 @@ def _write(folder: Path, rows: Sequence[dict[str, str]], grey: Sequence[int]) ->
 
 
 FINETUNE = {
+    "init": "random weights",
     **{"image_size": 28, "normalisation": "none", "epochs": 2, "epoch_selection": "lowest_val_loss"},
     **{"head": "hidden 8, norm applied twice", "weight_decay": 0.0, "model": "vitt14, width 32, depth 1"},
 }

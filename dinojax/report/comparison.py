@@ -8,8 +8,8 @@ from dinojax.report.predictions import questions
 from dinojax.report.render import Block, Heading, Picture, Table, Text
 from dinojax.report.results import Result, baselines, by_task
 
-# Part of a recipe, but belonging to the starting point: it may differ between runs that are compared.
-_OF_STARTING_POINT = "model"
+# Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
+_OF_STARTING_POINT = ("init", "model", "trained_parameters")
 _KEY = ("task", "starting point", "protocol", "seed")
 _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
@@ -182,7 +182,7 @@ def _differing_recipes(runs: Sequence[Result]) -> list[str]:
     sentences = []
     for protocol in dict.fromkeys(run.facts["protocol"] for run in runs):
         recipes = [run.facts["recipe"] for run in runs if run.facts["protocol"] == protocol]
-        keys = dict.fromkeys(name for recipe in recipes for name in recipe if name != _OF_STARTING_POINT)
+        keys = dict.fromkeys(name for recipe in recipes for name in recipe if name not in _OF_STARTING_POINT)
         if names := [key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)]:
             what = ", ".join(name.replace("_", " ") for name in names)
             sentences.append(f"The runs of protocol {protocol} differ in more than their starting point: {what}.")

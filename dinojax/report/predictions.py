@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dinojax.errors import RunError
-from dinojax.runs.files import replacing
+from dinojax.runs.files import reason, replacing
 
 COLUMNS = ("task", "starting_point", "protocol", "seed", "setting", "fold", "split")
 COLUMNS += ("path", "frame", "patient_id", "study_id", "volume_id")
@@ -77,9 +77,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
         types |= dict.fromkeys(("label", *label_columns(classes), *score_columns(classes)), str)
         table = pd.read_csv(path, dtype=types, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise RunError(
-            f"{path}: cannot be read: {' '.join(str(error).split())}; restore it, or repeat the run"
-        ) from error
+        raise RunError(f"{path}: cannot be read: {reason(error)}; restore it, or repeat the run") from error
     known = ["label"] if "label" in table else label_columns(classes)
     if missing := [name for name in (*COLUMNS, *known, *score_columns(classes)) if name not in table]:
         raise RunError(f"{path}: has no column {', '.join(missing)}; restore it, or repeat the run")

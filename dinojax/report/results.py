@@ -11,7 +11,7 @@ import pandas as pd
 from dinojax.errors import RunError, UsageError
 from dinojax.report.predictions import label_columns, of_settings, read_predictions, select_rows
 from dinojax.report.selection import COMPUTED, assemble
-from dinojax.runs.files import read_json
+from dinojax.runs.files import read_json, reason
 
 Key = tuple[str, str, str, int]
 
@@ -139,7 +139,7 @@ def _read_history(path: Path, chosen: Mapping[int, str]) -> pd.DataFrame:
         history = pd.read_csv(path, dtype={"setting": str})
         return of_settings(history, chosen)
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise RunError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def check_comparable(runs: Sequence[Result]) -> None:

@@ -111,8 +111,10 @@ def test_every_auc_is_scikit_learns(kind: str, tmp_path: Path) -> None:
     types: dict[Hashable, type] = {f"label_{name}": str for name in results["classes"]}
     rows = pd.read_csv(run / "predictions.csv", dtype=types, keep_default_na=False)
     rows = pd.DataFrame(rows.loc[rows["split"] == "test"])
-    groups = [(setting, {fold: str(setting["setting"]) for fold in range(1, 4)}) for setting in results["settings"]]
-    groups += [(s, {int(e["fold"]): str(e["setting"]) for e in s["folds"]}) for s in results["selections"].values()]
+    groups: list[tuple[dict[str, Any], dict[int, str]]] = [
+        (setting, dict.fromkeys((1, 2, 3), setting["setting"])) for setting in results["settings"]
+    ]
+    groups += [(s, {e["fold"]: e["setting"] for e in s["folds"]}) for s in results["selections"].values()]
     absent = 0
     for stated, settings in groups:
         mine = of_settings(rows, settings)

@@ -101,7 +101,12 @@ def test_the_page_needs_no_other_file(out: Path) -> None:
 def test_runs_of_one_protocol_that_differ_in_their_recipe_are_named(data: Path, tmp_path: Path) -> None:
     runs = [
         finished_run(tmp_path / "one", data),
-        finished_run(tmp_path / "two", data, "other", recipe={**FINETUNE, "epochs": 3, "model": "resnet50"}),
+        finished_run(
+            tmp_path / "two",
+            data,
+            "other",
+            recipe={**FINETUNE, "epochs": 3, "model": "resnet50", "init": "weights/resnet50"},
+        ),
     ]
     text = (make(runs, tmp_path / "report") / "report.md").read_text()
     assert "The runs of protocol finetune differ in more than their starting point: epochs." in text
