@@ -21,7 +21,16 @@ Params = dict[str, jax.Array]
 def split(module: object) -> tuple[nnx.GraphDef, Params]:
     """A module as its static graph and its variables, a flat dict from dotted path to array."""
     graph, state = nnx.split(module)
-    return graph, {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    return graph, _flat(state)
+
+
+def weights(module: object) -> Params:
+    """The parameters that training may change: `split`'s without running statistics."""
+    return _flat(nnx.state(module, nnx.Param))
+
+
+def _flat(state: Any) -> Params:
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
 def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> Any:

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from dinojax import tree
 from dinojax.config.finetune import AugmentConfig
 from dinojax.data.splits import Fold
-from dinojax.models.resnet import running_statistics
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols.finetuning import RATES, Finetuning, Setting, Steps, make_steps
 from dinojax.protocols.study import Scored, Unit
@@ -32,7 +31,7 @@ def steps_of(
 ) -> Steps:
     """The steps of a classifier."""
     graph, params = tree.split(model)
-    weights = params.keys() - running_statistics(model).keys()
+    weights = tree.weights(model)
     rates = {path: rate for path in weights if (rate := tree.match(path, RATES[mode])) is not None}
     decays = {path: weight_decay * share for path, share in multipliers(rates, WEIGHT_DECAY).items()}
     return make_steps(graph, params, task.loss, rates, decays, mesh)

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 from einops import rearrange
-from flax import nnx
 
 from dinojax import tree
 from dinojax.augment import geometry
@@ -67,7 +66,7 @@ def parameters_by_part(model: Backbone) -> pd.DataFrame:
       `norm` (L2, of the parameters) and `rms` = norm / √parameters, comparable among parts of different size. After
       a training that went wrong, one part may be far off the others.
     """
-    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    trained = tree.weights(model)
     parts: dict[tuple[int, int, str], dict[str, float]] = {}
     for path, array in tree.split(model)[1].items():
         row = parts.setdefault(_part(path), {"parameters": 0, "statistics": 0, "bytes": 0, "squares": 0.0})
