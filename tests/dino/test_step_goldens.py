@@ -1,7 +1,5 @@
 """Three whole training steps against the published code's."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,12 +108,8 @@ def sinkhorn(logits: np.ndarray, temperature: float) -> np.ndarray:
     return scaled * rows
 
 
-@pytest.mark.parametrize(
-    ("centering", "groups", "accumulate"),
-    [("sinkhorn_knopp", 1, 1), ("softmax", 1, 1), ("sinkhorn_knopp", 4, 4)],
-)
-def test_health_of_the_targets_against_double_precision(centering: Any, groups: int, accumulate: int) -> None:
-    """What a step logs of the targets that the teacher gives, written out; the backbone and head alone are the same."""
+def test_health_of_the_targets_against_double_precision() -> None:
+    """What a step of four slices logs of the targets, written out; backbone and head alone are the same."""
     golden = goldens.load("ssl_steps_centering.npz")
     graphs, params = modules()
     masks = golden["step0.masks"]
@@ -125,15 +119,11 @@ def test_health_of_the_targets_against_double_precision(centering: Any, groups: 
     tokens = tree.merge(graphs.backbone, tree.subtree("backbone", params))(crops).pooled
     head: DINOHead = tree.merge(graphs.projections["dino_head"], tree.subtree("dino_head", params))
     logits, temperature = np.asarray(head(tokens), np.float64), float(STEPS.teacher_temp[0])
-    softmax = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
-    targets = sinkhorn(logits, temperature) if centering == "sinkhorn_knopp" else softmax / softmax.sum(1)[:, None]
+    targets = sinkhorn(logits, temperature)
 
     optimizer = states.make_optimizer(params, 2, STEPS, Timeline(3, frozen_prototypes=1), OptimConfig())
     bound = max(int(golden[f"step{i}.masks"].sum()) for i in range(3)) + 5
-    loss = LossConfig(centering=centering)
-    step = jax.jit(
-        make_train_step(graphs, optimizer, STEPS, loss, bound, groups=groups, accumulate=accumulate), donate_argnums=0
-    )
+    step = jax.jit(make_train_step(graphs, optimizer, STEPS, LossConfig(), bound, groups=4, accumulate=4))
     _, metrics = step(states.init_state(graphs, params, optimizer), given)
     largest = {int(row.argmax()) for row in targets}
     assert 1 < len(largest) <= 6
