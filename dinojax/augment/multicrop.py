@@ -12,12 +12,12 @@ from dinojax.config.pretrain import CropsConfig, PhotometryConfig
 
 
 def multicrop(element: Mapping[str, Any], rng: np.random.Generator, config: CropsConfig) -> dict[str, Any]:
-    """Cuts two global and `config.locals` local views, each flipped and turned by chance (DINOv2, section 5; host).
+    """Crops two global and `config.locals` local views, each randomly flipped and rotated (DINOv2, section 5; host).
 
     Args:
       element: `image` uint8 [H, W, C] and `index`.
-      rng: makes all draws.
-      config: sizes in pixels, scales as shares of the image's area, probabilities of flips and turns.
+      rng: of all draws.
+      config: sizes in pixels, scales as shares of the image's area, probabilities of flips and quarter turns.
 
     Returns:
       `globals` uint8 [2, S, S, C], `locals` uint8 [L, s, s, C] and `index`.

@@ -1,4 +1,4 @@
-"""Decodes image files to uint8, and looks through their headers before a run begins."""
+"""Decodes image files to uint8, and checks their headers before a run begins."""
 
 import csv
 import dataclasses
@@ -27,7 +27,7 @@ class BadFile(RunError):
 
 @dataclasses.dataclass(frozen=True)
 class Headers:
-    """What the headers of a data set say.
+    """What the headers of a data set's files say.
 
     Attributes:
       checked: how many files were checked.
@@ -77,7 +77,7 @@ def decode(path: Path, frame: int = -1) -> np.ndarray:
       uint8 [H, W, 1] or [H, W, 3].
 
     Raises:
-      BadFile: it cannot be read, has several frames and none was named, or has 32 bits a pixel.
+      BadFile: it cannot be read, has several frames and none is named, or has 32 bits a pixel.
     """
     with _named(path), Image.open(path) as image:
         mode = _select(image, frame)

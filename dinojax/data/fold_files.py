@@ -91,7 +91,7 @@ class _Listing:
         )
 
     def refuse_leaks(self, parts: range) -> None:
-        """Raises if an image stands in two of the tables, which make up a fold."""
+        """Raises if an image is in two of the tables, which make up a fold."""
         rows = np.flatnonzero(np.isin(self.parts, parts))
         _, first, image = np.unique(self.images[rows], return_index=True, return_inverse=True)
         known = rows[first[image]]

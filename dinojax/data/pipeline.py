@@ -1,7 +1,7 @@
-"""From a source to batches through Grain: order and draws are functions of (seed, place), and no state is kept.
+"""From a source to batches through Grain: order and random draws are functions of (seed, place); there is no state.
 
 The place is an element's number in the whole endless sequence of a training run: batch k holds the places
-k·B to (k + 1)·B − 1. So a run goes on at any step, with any number of threads, worker processes and parts, exactly as
+k·B to (k + 1)·B − 1. So a run resumes at any step, with any number of threads, worker processes and parts, exactly as
 if it had never stopped.
 """
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 _JOIN_S = 10.0
-"""How long the end of a run waits for a batch that is still being read."""
+"""How long closing the iterator waits for a batch that is still being read."""
 
 
 class Source(Protocol):
@@ -59,11 +59,11 @@ def training_batches(
       transform: gets an element and a generator that is a function of (seed, place); gives arrays of fixed shapes.
       batch_size: B, elements a batch; may exceed the number of images.
       seed: 0 or above.
-      start: number of the batch to begin with.
-      threads: threads that read and transform; 0 does it in the consumer's. They change no result.
-      per_batch: gets each batch and its number, and gives what is yielded; for draws that belong to a whole batch.
-      workers: processes that read and transform, each a batch at a time with `threads` threads; 0 does it in this one.
-        They change no result. `source` and `transform` are pickled for them, by `cloudpickle`: closures too.
+      start: number of the first batch.
+      threads: threads that read and transform; with 0, the consumer's does. They change no result.
+      per_batch: gets each batch and its number, and returns what is yielded; for draws that belong to a whole batch.
+      workers: processes that read and transform, each a batch at a time with `threads` threads; with 0, this one does.
+        They change no result. `source` and `transform` are pickled for them by `cloudpickle`, closures included.
         Up to four batches a worker lie in shared memory (`/dev/shm`).
       part: (p, n) reads the slice p of n equal slices of each batch, for process p of n. The concatenation over p is
         the batch of one process.
@@ -87,7 +87,9 @@ def training_batches(
     shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
     rows = batch_size // parts
-    elements = _Drawn(source, transform, order, seed, batch_size, first=start * batch_size + own * rows, rows=rows)
+    elements = _TrainingElements(
+        source, transform, order, seed, batch_size, first=start * batch_size + own * rows, rows=rows
+    )
     if workers:
         batches = read_in_processes(partial(elements.batch, threads=threads), source, workers)
     else:
@@ -127,7 +129,7 @@ def evaluation_batches(
 
 
 def prefetch(batches: Iterable[T], put: Callable[[T], U], depth: int = 2) -> Iterator[U]:
-    """Makes batches and puts them on the device in a thread, ahead of their use, so that both overlap with the steps.
+    """Makes batches and puts them on the device in a thread, ahead of their use, so that this overlaps with the steps.
 
     The thread starts with the first batch asked for, and ends when the iterator is closed or dropped.
 
@@ -185,14 +187,14 @@ def _read(elements: grain.MapDataset, batch_size: int, threads: int) -> Iterator
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Drawn:
-    """What this process reads of the endless sequence, transformed; a source for Grain.
+class _TrainingElements:
+    """This process's elements of the endless sequence, transformed; a source for Grain.
 
     Attributes:
       order: the source's position for each place.
       batch_size: places from one batch to the next.
       first: place of the first element.
-      rows: elements of each batch that are this process's.
+      rows: this process's elements of each batch.
     """
 
     source: Source
@@ -215,6 +217,6 @@ class _Drawn:
         return {**self.transform(element, np.random.default_rng((self.seed, place))), "place": np.uint32(place % 2**32)}
 
     def batch(self, number: int, threads: int) -> Batch:
-        """A batch by its number, 0 being the first, read by itself."""
+        """Reads one batch by its number, from 0."""
         chosen = grain.MapDataset.source(self)[number * self.rows : (number + 1) * self.rows]
         return next(_read(chosen, self.rows, threads))

@@ -1,4 +1,4 @@
-"""The folds that a comparison runs on: the data's own, or made so that no patient stands in two parts."""
+"""The folds that a comparison runs on: the data's own, or made so that no patient is in two parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Fold:
 
 
 def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
-    """Folds of labelled images, in which no patient stands in two parts.
+    """Folds of labelled images, in which no patient is in two parts.
 
     The data's own fold files are taken as they are. A given split into training and test part is one fold, its
     validation part being a fifth of the training part, grouped by patient, if none is given. Otherwise folds are made,

@@ -118,7 +118,7 @@ def _parse(file: Path, labelled: bool, uncertain: Uncertain | None) -> Table:
             if not cells[place[path]].lower().endswith(FORMATS):
                 raise ValueError(f"{cells[place[path]]} is not a kind of file that is read ({', '.join(FORMATS)})")
             if "split" in place and cells[place["split"]] not in (*SPLITS, ""):
-                raise ValueError(f"split {cells[place['split']]!r} is none of {', '.join(SPLITS)}")
+                raise ValueError(f"split {cells[place['split']]!r} is not one of {', '.join(SPLITS)}")
             frames.append(-1 if frame_place is None else _frame(cells[frame_place]))
             for name in flags:
                 values.append(_flag(name, cells[place[name]], meanings))

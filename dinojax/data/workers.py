@@ -1,4 +1,4 @@
-"""Reads batches in other processes, through Grain, so that neither a bad file nor a lost process goes unnoticed."""
+"""Reads batches in other processes, through Grain, such that a bad file or a lost process raises in this one."""
 
 import atexit
 import multiprocessing
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Skipping(Protocol):
-    """A source that passes over what it cannot read, and lists (path, reason)."""
+    """A source that leaves out what it cannot read, and lists (path, reason)."""
 
     @property
     def skipped(self) -> list[tuple[str, str]]: ...
@@ -53,10 +53,10 @@ def read_in_processes(read: Callable[[int], Batch], source: object, workers: int
 def _read_in_processes(read: Callable[[int], Batch], source: object, workers: int) -> Generator[Batch, None, None]:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its flags when it starts processes
-    numbers = grain.MapDataset.source(_Reports(read, source)).to_iter_dataset(grain.ReadOptions(0, 0))
+    numbers = grain.MapDataset.source(_WorkerReports(read, source)).to_iter_dataset(grain.ReadOptions(0, 0))
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
     reports = iter(numbers.mp_prefetch(options, worker_init_fn=_start_worker))
-    guard = _signals_held()  # the processes start with the first batch
+    guard = _signals_blocked()  # the processes start with the first batch
     try:
         while True:
             with guard:
@@ -74,7 +74,7 @@ def _receive(reports: Iterator[dict[str, Any]], source: object) -> Batch:
         what, *_ = str(error).split(". ")
         raise RunError(
             f"a worker process that reads images died ({what}): out of memory, or of shared memory in /dev/shm? "
-            "The same command goes on; lower workers or cache_gib"
+            "The same command resumes; lower workers or cache_gib"
         ) from error
     if isinstance(source, Skipping):
         source.add_skipped(report["skipped"])
@@ -85,7 +85,7 @@ def _receive(reports: Iterator[dict[str, Any]], source: object) -> Batch:
 
 
 def close_at_exit(generator: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Closes a generator before Python ends, where it still can, if it has not come to its end by then.
+    """Closes a generator before Python ends, if it is not exhausted by then.
 
     Generators are closed in the reverse of the order of these calls: what one reads from comes after it.
     """
@@ -93,7 +93,7 @@ def close_at_exit(generator: Generator[T, None, None]) -> Generator[T, None, Non
     def close() -> None:
         unfinished = reference()
         if unfinished is not None:
-            with suppress(ValueError):  # a thread is inside it, and was waited for in vain
+            with suppress(ValueError):  # a thread still runs it
                 unfinished.close()
 
     reference = weakref.ref(generator, lambda _: atexit.unregister(close))
@@ -101,16 +101,16 @@ def close_at_exit(generator: Generator[T, None, None]) -> Generator[T, None, Non
     return generator
 
 
-class _Reports:
+class _WorkerReports:
     """What a worker sends, by the batch's number; a source for Grain.
 
-    Each has `batch`, the files `skipped` that were not told before, and the `error` that came instead of a batch.
+    Each has `batch`, the files `skipped` since the last report, and the `error` that came instead of a batch.
     """
 
     def __init__(self, read: Callable[[int], Batch], source: object):
         self.read = read
         self.source = source
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -122,8 +122,8 @@ class _Reports:
             batch = self.read(index)
         except Exception as error:
             failure = _portable(error)
-        new = set(self.source.skipped) - self._told if isinstance(self.source, Skipping) else set()
-        self._told |= new
+        new = set(self.source.skipped) - self._reported if isinstance(self.source, Skipping) else set()
+        self._reported |= new
         return {"batch": batch, "skipped": sorted(new), "error": failure}
 
 
@@ -138,7 +138,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """Keeps a worker off the accelerator, and lets it not outlive the run, even one that was killed."""
+    """Keeps a worker off the accelerator, and ends it with the run, even if that is killed."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     if jax := sys.modules.get("jax"):  # it has read its environment already
         jax.config.update("jax_platforms", "cpu")
@@ -153,10 +153,10 @@ def _start_worker(worker: int, workers: int) -> None:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Holds back SIGINT and SIGTERM in this thread and, for good, in the threads and processes that it starts.
+def _signals_blocked() -> Iterator[None]:
+    """Blocks SIGINT and SIGTERM in this thread and, for good, in the threads and processes that it starts.
 
-    A terminal or a cluster sends them to the workers too, but it is the run that answers: it still needs batches.
+    A terminal or a cluster sends them to the workers too, but the run handles them: it still needs batches.
     """
     resource_tracker.ensure_running()  # where it is started by itself, it lets the signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""`python -m dinojax phantoms OUT`: writes a phantom data set, and a sheet of it to look at."""
+"""`python -m dinojax phantoms OUT`: writes a phantom data set, and a sheet of examples."""
 
 import dataclasses
 from pathlib import Path
@@ -39,12 +39,12 @@ def main(arguments: list[str]) -> None:
         folds=config.folds,
         seed=config.seed,
     )
-    sheet(out, table)
+    draw_sheet(out, table)
     counts = ", ".join(f"{(table['label'] == name).sum()} {name}" for name in CLASSES)
     print(f"{len(table)} images of {config.patients} patients ({counts}) in {out}; look at {out / 'phantoms.png'}")
 
 
-def sheet(out: Path, table: pd.DataFrame, columns: int = 6) -> None:
+def draw_sheet(out: Path, table: pd.DataFrame, columns: int = 6) -> None:
     """Draws one image of each of the first patients of either class, with the lesion outlined: `phantoms.png`.
 
     Args:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinojax.augment import geometry
 from tests import goldens_reader
@@ -46,6 +47,22 @@ def test_resize_and_center_crop_golden(goldens):
     np.testing.assert_array_equal(
         geometry.resize_center_crop(goldens["image"], 128, 112), goldens["resize128_center112"]
     )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resample", [geometry.BILINEAR, geometry.BICUBIC])
+def test_square_is_pillows_resize(channels, resample):
+    image = noise(50, 80, channels)
+    pil = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
+    expected = np.asarray(pil.resize((64, 64), resample)).reshape(64, 64, channels)
+    np.testing.assert_array_equal(geometry.square(image, 64, resample), expected)
+    assert (geometry.square(image, 64) == expected).all() == (resample == geometry.BILINEAR)
+
+
+def test_grey_is_pillows_luminance():
+    colour, grey = noise(9, 8, 3), noise(9, 8, 1)
+    np.testing.assert_array_equal(geometry.grey(colour)[:, :, 0], np.asarray(Image.fromarray(colour).convert("L")))
+    assert geometry.grey(grey) is grey
 
 
 def test_grey_crop_equals_a_channel_of_colour():

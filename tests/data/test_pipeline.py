@@ -67,7 +67,7 @@ def test_seeds_do_not_share_epochs():
     assert not {tuple(epoch) for epoch in first} & {tuple(epoch) for epoch in second}
 
 
-def test_going_on_gives_what_not_stopping_gives():
+def test_resuming_gives_what_not_stopping_gives():
     assert_same(take(3, start=3), take(6)[3:])
     assert_same(take(2, start=1003, threads=0), take(3, start=1002)[1:])
 
@@ -208,7 +208,7 @@ def test_the_prefetching_thread_ends_with_its_iterator(how):
 
 
 def test_stopping_early_reads_no_further():
-    """The thread is held up in the fifth element; what it would read after that is called off."""
+    """The thread is held up in the fifth element; what it would read after that is cancelled."""
     gate, reads = threading.Event(), []
 
     class Gated(Numbers):

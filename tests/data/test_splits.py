@@ -1,6 +1,7 @@
 """Folds: whose they are, whole patients, every image tested once, about the same classes everywhere; refusals."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from dinojax.data.fold_files import write_fold_files
 from dinojax.data.records import Records, read_records
-from dinojax.data.splits import Fold, folds_table, grouped_folds, make_folds
+from dinojax.data.splits import Fold, folds_table, grouped_folds, make_folds, multilabel_folds
 from dinojax.errors import RunError, UsageError
 from tests.tasks import write_task
 
@@ -165,3 +166,88 @@ def test_bad_folds_are_refused(records: Records, fold: Fold, message: str) -> No
 def test_a_split_of_some_images_is_refused(records: Records) -> None:
     with pytest.raises(RunError, match=r"benign_3\.png .*row 5.* has no split"):
         make_folds(dataclasses.replace(records, splits=text(("train", "test", "val", "") * 6)), 5, seed=0)
+
+
+# Several labels an image.
+
+
+def make_labels(patients: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A common, a rare and a very rare label of patients with one to four images, a fifth of the entries unknown."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
+    labels = (rng.random((patients, 3)) < (0.5, 0.25, 0.03)).astype(np.float32)[groups]
+    labels[rng.random(labels.shape) < 0.2] = np.nan
+    labels[:8, 2] = (1, 0) * 4
+    return labels, np.array([f"patient {group}" for group in groups])
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_folds_of_several_labels(grouped: bool) -> None:
+    labels, groups = make_labels()
+    folds = multilabel_folds(labels, groups if grouped else None, 5, seed=1)
+    np.testing.assert_array_equal(np.sort(np.concatenate([fold.test for fold in folds])), np.arange(len(labels)))
+    for fold, again in zip(folds, multilabel_folds(labels, groups if grouped else None, 5, seed=1), strict=True):
+        for part, same in zip(parts(fold), parts(again), strict=True):
+            np.testing.assert_array_equal(part, same)
+        if grouped:
+            assert not set(groups[fold.train]) & (set(groups[fold.val]) | set(groups[fold.test]))
+            assert not set(groups[fold.val]) & set(groups[fold.test])
+        # The rarer of the two labels with enough patients is spread evenly.
+        assert abs(np.nanmean(labels[fold.test, 1]) - np.nanmean(labels[:, 1])) < 0.15
+    others = multilabel_folds(labels, groups if grouped else None, 5, seed=2)
+    assert not all(np.array_equal(a.test, b.test) for a, b in zip(folds, others, strict=True))
+
+
+def test_the_rarest_positive_label_is_the_stratum() -> None:
+    """Ten images have the rare label beside the common one: stratified by the rare one, each slice has two."""
+    labels = np.zeros((50, 2), np.float32)
+    labels[:30, 0], labels[:10, 1] = 1, 1
+    for fold in multilabel_folds(labels, None, 5, seed=0):
+        assert labels[fold.test].sum(axis=0).tolist() == [6, 2]
+
+
+def test_strata_of_too_few_patients_are_merged() -> None:
+    labels = np.zeros((30, 2), np.float32)
+    labels[:15, 0], labels[:2, 1] = 1, 1  # the rare label's two join the fifteen without any
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # scikit-learn's, of a stratum with fewer images than folds
+        folds = multilabel_folds(labels, None, 5, seed=0)
+    assert [int((labels[fold.test, 0] == 1).sum() - labels[fold.test, 1].sum()) for fold in folds].count(3) >= 3
+    labels = np.ones((30, 2), np.float32)
+    labels[:15, 0], labels[0] = 0, 0  # one image without any joins the largest
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sorted(len(fold.test) for fold in multilabel_folds(labels, None, 5, seed=0)) == [6] * 5
+    with pytest.raises(UsageError, match=r"4 groups \(patients\), too few for 5 folds"):
+        multilabel_folds(labels, np.arange(30) % 4, 5, seed=0)
+    with pytest.raises(UsageError, match="folds is 2"):
+        multilabel_folds(labels, None, 2, seed=0)
+
+
+def of_several_labels(records: Records, labels: np.ndarray) -> Records:
+    return dataclasses.replace(records, labels=labels.astype(np.float32), classes=("nodule", "effusion"))
+
+
+def test_a_training_part_needs_both_values_of_every_label(records: Records) -> None:
+    labels = np.stack([np.arange(24) % 2, np.arange(24) < 1], axis=1)
+    with pytest.raises(RunError, match=r"fold \d of .* has no train image with label_effusion 1; give other folds"):
+        make_folds(of_several_labels(records, labels), 3, seed=0)
+    labels[:, 1] = np.arange(24) % 3 == 0
+    folds = make_folds(of_several_labels(records, labels), 3, seed=0)
+    assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(24))
+    labels = labels.astype(np.float32)
+    labels[:, 0] = np.where(labels[:, 0] == 0, np.nan, 1)
+    with pytest.raises(RunError, match=r"fold 1 of .* has no train image with label_nodule 0"):
+        make_folds(of_several_labels(records, labels), 3, seed=0)
+
+
+def test_tables_of_several_labels(records: Records) -> None:
+    labels = np.array([[1, 0], [np.nan, 1]] * 12)
+    fold = Fold(np.arange(2, 20), np.arange(20, 24), np.arange(2))
+    table = folds_table(of_several_labels(records, labels), (fold,))
+    columns = ["fold", "split", "path", "frame", "patient_id", "label_nodule", "label_effusion"]
+    assert table.columns.tolist() == columns
+    first = table[table["split"] == "test"]
+    assert first["label_nodule"].tolist() == ["1", ""]
+    assert first["label_effusion"].tolist() == ["0", "1"]
+    assert set(table["fold"]) == {"1"}

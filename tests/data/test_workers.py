@@ -19,7 +19,7 @@ from dinojax.data.decode import BadFile
 from dinojax.data.pipeline import prefetch, training_batches
 from dinojax.data.records import read_records
 from dinojax.data.sources import ImageSource
-from dinojax.data.workers import _Reports
+from dinojax.data.workers import _WorkerReports
 from dinojax.errors import RunError
 
 DEADLINE_S = 60
@@ -177,13 +177,13 @@ def test_workers_leave_signals_to_the_run_and_end_with_it(tmp_path, killed):
     assert killed or not errors
 
 
-def test_an_error_that_does_not_pickle_is_told_all_the_same():
+def test_an_error_that_does_not_pickle_still_arrives():
     class LocalError(Exception):
         """No module has it."""
 
     def read(number: int) -> dict[str, np.ndarray]:
         raise LocalError(f"batch {number}")
 
-    error = pickle.loads(pickle.dumps(_Reports(read, None)[5]["error"]))
+    error = pickle.loads(pickle.dumps(_WorkerReports(read, None)[5]["error"]))
     assert str(error) == "LocalError: batch 5"
     assert "in read" in "".join(error.__notes__)

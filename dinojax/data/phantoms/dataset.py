@@ -1,8 +1,9 @@
-"""A data set of synthetic breast ultrasound: a stand-in for patients' images that may lie anywhere.
+"""A data set of synthetic breast ultrasound: a stand-in for patients' images that is free to share.
 
 Lesions follow BI-RADS: benign ones oval, wider than tall, smooth, enhancing what lies behind them; malignant ones
 irregular, spiculated, taller, with a blurred margin, shadowing. Gain, depth, tissue and the lesion's place and size
-vary alike in both classes, and attenuation and darkness overlap, so that shape and margin tell more than any pixel.
+vary alike in both classes, and attenuation and darkness overlap, so that shape and margin are more informative than
+any pixel.
 """
 
 from pathlib import Path
@@ -60,7 +61,7 @@ _LESION: dict[str, Ranges] = {
         "rim": (0, 0),
     },
 }
-# What a view adds to its patient's values: another site, the knobs turned, the probe moved.
+# What a view adds to its patient's values: another site, other settings, another position of the probe.
 _VIEW: Ranges = {
     "gain": (-5, 5),
     "tilt": (-4, 4),
@@ -87,7 +88,7 @@ def draw_scenes(rng: np.random.Generator, label: str, patients: int, images_per_
     McKay 1979), so that the classes do not differ by chance in what has nothing to do with the lesion.
 
     Args:
-      rng: decides.
+      rng: of all draws.
       label: 'benign' or 'malignant'.
       patients: how many.
       images_per_patient: of each.
@@ -140,8 +141,8 @@ def write_phantoms(
       UsageError: `out` holds something, or a number is too small.
     """
     out = Path(out)
-    least = {"folds": (folds, 3), "patients": (patients, 2 * folds), "size": (size, 64), "seed": (seed, 0)}
-    for name, (value, bound) in (least | {"images_per_patient": (images_per_patient, 1)}).items():
+    lowest = {"folds": (folds, 3), "patients": (patients, 2 * folds), "size": (size, 64), "seed": (seed, 0)}
+    for name, (value, bound) in (lowest | {"images_per_patient": (images_per_patient, 1)}).items():
         if value < bound:
             raise UsageError(f"{name} is {value}; at least {bound} is needed")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -152,7 +153,7 @@ def write_phantoms(
         for place, label in enumerate(CLASSES)
         for scenes in draw_scenes(rng, label, (patients + 1 - place) // 2, images_per_patient)
     ]
-    drawn = [drawn[place] for place in rng.permutation(patients)]  # so that the number does not tell the class
+    drawn = [drawn[place] for place in rng.permutation(patients)]  # so that the number does not reveal the class
     rows = [
         (f"images/{name}", f"p{number:03}", label, f"masks/{name}")
         for number, (label, _) in enumerate(drawn)
