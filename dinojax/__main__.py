@@ -16,7 +16,7 @@ HUGE_PAGES = (
 _LESS_MEMORY = "lower batch_size; or, in pretrain, raise accumulate and groups, or spread the state with fsdp"
 
 VERBS = {
-    "demo": "the main job on phantoms: pre-train, fine-tune two starting points, report",
+    "demo": "the main job on phantoms: pre-train, score two starting points, report",
     "phantoms": "write a phantom data set: images, manifest, fold files",
     "pretrain": "self-supervised pre-training; the same command resumes it",
     "finetune": "fine-tune one starting point on every fold with every setting",

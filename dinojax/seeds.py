@@ -5,6 +5,11 @@ import zlib
 import numpy as np
 
 
+def mix(*numbers: int) -> int:
+    """A seed of 32 bits that looks unlike those of neighbouring numbers; each is 0 to 2^32 − 1."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def derive(seed: int, purpose: str | int, *more: str | int) -> int:
     """A seed for one purpose; different purposes have unrelated streams.
 
@@ -21,5 +26,4 @@ def derive(seed: int, purpose: str | int, *more: str | int) -> int:
     """
     parts = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in (purpose, *more)]
     # Zeros at the end of its entropy change nothing of a SeedSequence, so the number of parts comes after several.
-    entropy = (seed, *parts, len(parts)) if more else (seed, *parts)
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+    return mix(seed, *parts, *([len(parts)] if more else [])) >> 1

@@ -23,12 +23,12 @@ ROOMS: dict[str, set[str]] = {
     "runs": {"errors", "tree", "config", "runs.files"},
     "models": {"errors", "tree", "runs.files"},
     "augment": {"config"},
-    "data": {"errors", "progress", "runs.files", "augment.geometry"},
+    "data": {"errors", "seeds", "progress", "runs.files", "augment.geometry"},
     "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "models"},
     "report": {"errors", "runs.files"},
     "protocols": {
-        *("errors", "tree", "config", "progress", "sharding", "optim", "runs.files", "models", "data", "augment"),
-        "report",
+        *("errors", "tree", "seeds", "config", "progress", "sharding", "optim", "runs.files"),
+        *("models", "data", "augment", "report"),
     },
     "look": {"tree", "models", "augment.geometry", "data", "report", "protocols"},
     "dino.assembly": {

@@ -18,6 +18,7 @@ import numpy as np
 
 from dinojax.data.workers import close_at_exit, read_in_processes
 from dinojax.errors import RunError, UsageError
+from dinojax.seeds import mix
 
 Element = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -84,7 +85,7 @@ def training_batches(
     if batch_size % parts:
         raise UsageError(f"batch_size {batch_size} does not divide into {parts} processes; make it a multiple of them")
     # Grain numbers its epochs' seeds consecutively; unhashed, seed 1 would repeat the orders of seed 0 an epoch later.
-    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    shuffle_seed = mix(seed)
     order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
     rows = batch_size // parts
     elements = _TrainingElements(

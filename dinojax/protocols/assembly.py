@@ -33,6 +33,7 @@ from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
 from dinojax.protocols.study import Study, Unit, name_of
 from dinojax.protocols.task import Task
 from dinojax.report.selection import Criterion
+from dinojax.seeds import derive
 from dinojax.tree import Params
 
 _BATCH = 64  # images whose features a device computes at a time
@@ -48,7 +49,8 @@ def make_backbone(config: StudyConfig) -> Backbone:
         backbone = load_model(config.init)
     else:
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
-        backbone = create_model(rngs=nnx.Rngs(config.seed), **given)
+        # The very weights that pre-training with this seed would begin from.
+        backbone = create_model(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given)
     size = config.image_size or backbone.preprocessing.size
     try:
         backbone.check_size(size, size)

@@ -28,6 +28,7 @@ from dinojax.optim import adamw, apply_updates
 from dinojax.protocols.features import stacked
 from dinojax.protocols.study import Scored, Unit
 from dinojax.protocols.task import Task
+from dinojax.seeds import derive
 from dinojax.tree import Params
 
 EVALUATION_BATCH = 32
@@ -173,7 +174,7 @@ class Finetuning:
         """
         steps, fold = self.steps[unit.setting.batch_size], unit.fold
         # Order, augmentation and the head's weights are the same for every setting of a fold.
-        seed = int(np.random.SeedSequence((self.seed, unit.number)).generate_state(1)[0] >> 1)
+        seed = derive(self.seed, unit.number)
         # The step destroys what it is given: it gets copies of its own.
         start = {path: jnp.array(value) for path, value in self.start(seed).items()}
         state = steps.init(sharding.put_state(steps.mesh, start))

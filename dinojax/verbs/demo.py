@@ -34,7 +34,7 @@ BACKBONE = "--model.name vitt14 --model.depth 6 --model.image_size 84 --model.ch
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """Writes a phantom data set, pre-trains on it, fine-tunes two starting points over its folds, and reports."""
+    """Writes a phantom data set, pre-trains on it, scores two starting points by fine-tuning and k-NN over its folds, and reports."""
 
     out: str
     """A new folder for all of it."""
@@ -55,11 +55,15 @@ def main(arguments: list[str]) -> None:
     quick = ["--steps", "4"] if config.quick else []
     run("pretrain", "--data", str(data), "--out", str(out / "pretrained"), *PRETRAIN.split(), *seed, *quick)
     quick = ["--epochs", "1"] if config.quick else []
-    common = ["--data", str(data), "--task", "phantoms", *FINETUNE.split(), *seed, *quick]
-    run("finetune", *common, *BACKBONE.split(), "--starting_point", "random", "--out", str(out / "random_cv"))
-    init = ["--init", str(out / "pretrained" / "model"), "--starting_point", "pretrained"]
-    run("finetune", *common, *init, "--out", str(out / "pretrained_cv"))
-    run("report", str(out / "random_cv"), str(out / "pretrained_cv"), "--out", str(out / "report"))
+    common = ["--data", str(data), "--task", "phantoms", *seed]
+    starts = {"random": BACKBONE, "pretrained": f"--init {shlex.quote(str(out / 'pretrained' / 'model'))}"}
+    runs = []
+    for name, start in starts.items():
+        own = [*common, *shlex.split(start), "--starting_point", name]
+        runs += [str(out / f"{name}_cv"), str(out / f"{name}_knn")]
+        run("finetune", *own, *FINETUNE.split(), *quick, "--out", runs[-2])
+        run("evaluate", "knn", *own, "--image_size", "84", "--out", runs[-1])
+    run("report", *runs, "--out", str(out / "report"))
     minutes = (time.monotonic() - began) / 60
     print(f"\nthe demo took {minutes:.1f} minutes; read {out / 'report' / 'report.md'} (or report.html beside it)")
 

@@ -25,7 +25,8 @@ def test_the_demo_runs_the_laptop_recipe_for_fewer_epochs() -> None:
 def test_the_demo_goes_from_phantoms_to_a_report(tmp_path: Path) -> None:
     demo.main(["--out", str(tmp_path / "demo"), "--quick", "true"])
     table = pd.read_csv(tmp_path / "demo" / "report" / "table.csv")
-    assert {"random", "pretrained"} <= set(table["starting_point"])
+    rows = set(zip(table["starting_point"], table["protocol"], strict=True))
+    assert rows == {(s, p) for s in ("random", "pretrained") for p in ("finetune", "knn")} | {("pixels", "pixels")}
     for name in ("random", "pretrained"):
         run = tmp_path / "demo" / f"{name}_cv"
         results = json.loads((run / "results.json").read_text())
