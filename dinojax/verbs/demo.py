@@ -34,7 +34,7 @@ BACKBONE = "--model.name vitt14 --model.depth 6 --model.image_size 84 --model.ch
 
 @dataclasses.dataclass(frozen=True)
 class DemoConfig:
-    """Writes a phantom data set, pre-trains on it, scores two starting points by fine-tuning and k-NN over its folds, and reports."""
+    """Writes a phantom data set, pre-trains on it, scores two starting points over its folds, and reports."""
 
     out: str
     """A new folder for all of it."""
