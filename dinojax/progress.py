@@ -21,10 +21,12 @@ def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[[int, st
     """
     console = Console()
     if not console.is_terminal:
-        every = max(total // 20, 1)
+        every, shown = max(total // 20, 1), completed
 
         def line(done: int, note: str = "") -> None:
-            if done % every == 0 or done == total:
+            nonlocal shown
+            if done // every > shown // every or done == total:
+                shown = done
                 print(f"{what} {done}/{total} {note}".rstrip(), flush=True)
 
         yield line

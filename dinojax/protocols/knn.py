@@ -65,8 +65,10 @@ def vote(neighbours: Neighbours, memberships: np.ndarray, temperature: float | N
       float64 [Q, C] in 0..1. Where no neighbour knows, the share of the cases of all N that do.
     """
     similarities = neighbours.similarities.astype(np.float64)
-    # The similarity is at most 1; taking that off before exponentiating changes no share.
-    weights = np.isfinite(similarities) * 1.0 if temperature is None else np.exp((similarities - 1) / temperature)
+    # Relative to the nearest, whose vote would otherwise underflow at low temperatures; it changes no share.
+    closest = similarities.max(axis=1, keepdims=True)
+    relative = similarities - np.where(np.isfinite(closest), closest, 0)
+    weights = np.isfinite(similarities) * 1.0 if temperature is None else np.exp(relative / temperature)
     votes = memberships[neighbours.places]
     known = ~np.isnan(votes)
     total = np.einsum("qk,qkc->qc", weights, known)

@@ -84,6 +84,13 @@ def test_who_does_not_know_has_no_vote() -> None:
     assert far[0, 1] == 1  # what all that know say
 
 
+def test_a_low_temperature_leaves_the_nearest_its_vote() -> None:
+    similarities = np.asarray([[0.10, 0.05], [-np.inf, -np.inf]], np.float32)
+    memberships = np.asarray([[0, 1], [1, 0], [1, 0]], np.float32)
+    found = knn.vote(knn.Neighbours(np.asarray([[0, 1], [0, 1]]), similarities), memberships, 0.001)
+    np.testing.assert_allclose(found, [[0, 1], [2 / 3, 1 / 3]], atol=1e-6)
+
+
 def test_equally_similar_ones_in_the_order_of_the_table() -> None:
     np.testing.assert_array_equal(knn.nearest(np.ones((2, 3)), np.ones((5, 3)), 3).places, [[0, 1, 2]] * 2)
 
