@@ -224,11 +224,17 @@ def is_finished(out: Path) -> bool:
 
 
 def name_of(init: str | None) -> str:
-    """A starting point's name: that of its folder, or of the run whose `model/` it is."""
+    """A starting point's name: that of its folder, or of the run that wrote it, with what tells its models apart."""
     if init is None:
         return "random"
     folder = Path(init).resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
+    if folder.name == "model":
+        return folder.parent.name
+    if folder.name == "model_best":
+        return f"{folder.parent.name}, best"
+    if folder.parent.name == "models" and folder.name.startswith("fold_"):
+        return f"{folder.parents[1].name}, {folder.name.replace('_', ' ')}"
+    return folder.name
 
 
 def summarise(results: Mapping[str, Any]) -> str:
