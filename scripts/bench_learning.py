@@ -18,7 +18,8 @@ from flax import nnx
 import dinojax
 from dinojax.augment import geometry
 from dinojax.data import pipeline
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
 from dinojax.models import Backbone
 from dinojax.protocols.features import extract

@@ -1,28 +1,11 @@
 """The folds that a comparison runs on: the data's own, or made so that no patient is in two parts."""
 
-from __future__ import annotations
-
-import dataclasses
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from dinojax.data.tables import SPLITS
+from dinojax.data.records import SPLITS, Fold, Records
 from dinojax.errors import RunError, UsageError
-
-if TYPE_CHECKING:  # records hold folds
-    from dinojax.data.records import Records
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fold:
-    """One way to divide a data set; each part is int64 [n], places in the data set, increasing."""
-
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
 
 
 def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:

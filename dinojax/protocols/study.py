@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dinojax.data.records import Records
-from dinojax.data.splits import Fold, cases_table, folds_table
+from dinojax.data.records import Fold, Records
+from dinojax.data.splits import cases_table, folds_table
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.task import Task
 from dinojax.report.figures import draw_run

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from dinojax.data.fold_files import write_fold_files
-from dinojax.data.records import Records, read_records
-from dinojax.data.splits import Fold, folds_table, grouped_folds, make_folds, multilabel_folds
+from dinojax.data.reading import read_records
+from dinojax.data.records import Fold, Records
+from dinojax.data.splits import folds_table, grouped_folds, make_folds, multilabel_folds
 from dinojax.errors import RunError, UsageError
 from tests.tasks import write_task
 
