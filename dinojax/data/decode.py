@@ -1,6 +1,5 @@
 """Decodes image files to uint8, and checks their headers before a run begins."""
 
-import csv
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from dinojax.data.records import Records
@@ -18,6 +18,7 @@ from dinojax.runs.files import replacing
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
+_OPENED_AT_A_TIME = 8
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -93,7 +94,6 @@ def check_headers(
     records: Records,
     limit: int = 10_000,
     on_bad_file: Literal["stop", "skip"] = "stop",
-    threads: int = 8,
 ) -> tuple[Records, Headers]:
     """Checks that files can be opened, without decoding them: size, mode and, where the format has them, checksums.
 
@@ -101,13 +101,12 @@ def check_headers(
       records: the images; of more than `limit` an evenly spaced choice is checked.
       limit: how many files at most.
       on_bad_file: 'skip' leaves unreadable files out of the records returned, and lists them in the headers.
-      threads: how many files to open at a time.
 
     Raises:
       RunError: files are unreadable, and `on_bad_file` is 'stop'; or no file is readable.
     """
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).astype(int))
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
         found = list(pool.map(lambda index: _header(records.file(index), int(records.frames[index])), chosen))
     bad = {int(index): reason for index, reason in zip(chosen, found, strict=True) if isinstance(reason, BadFile)}
     if bad and (on_bad_file == "stop" or len(bad) == len(records)):
@@ -134,12 +133,11 @@ def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
     """Adds (path, reason) of the files that were left out, because they cannot be read, to the table `path`."""
     if not skipped:
         return
-    listed: dict[str, str] = {}
+    table = pd.DataFrame(skipped, columns=["path", "reason"])
     if path.exists():  # from before the run was interrupted
-        with path.open(newline="") as file:
-            listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False), table])
     with replacing(path, newline="") as file:
-        csv.writer(file).writerows([("path", "reason"), *sorted((listed | dict(skipped)).items())])
+        table.drop_duplicates("path", keep="last").sort_values("path").to_csv(file, index=False)
 
 
 def _header(path: Path, frame: int) -> tuple[str, tuple[int, int]] | BadFile:
@@ -168,9 +166,8 @@ def _select(image: Image.Image, frame: int) -> str:
 def _named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (
-        Exception
-    ) as error:  # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error
+    # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error.
+    except Exception as error:
         raise BadFile(f"cannot read {path}: {_one_line(error)}") from error
 
 
