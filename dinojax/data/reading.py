@@ -77,7 +77,11 @@ def read_records(
     if records.multilabel:
         if positive_class is not None:
             raise UsageError(f"--positive_class {positive_class}: {data} has several labels an image, not one class")
-        _refuse_constant(records, data)
+        for name, column in zip(records.classes, records.labels.T, strict=True):
+            values = np.unique(column[~np.isnan(column)])
+            if len(values) < 2:
+                known = f"all its known entries are {values[0]:g}" if len(values) else "no entry of it is known"
+                raise RunError(f"{data}: label_{name} teaches nothing: {known}; leave the column out")
         return records
     if uncertain is not None:
         raise UsageError(f"--uncertain {uncertain}: {data} has no columns label_<class>")
@@ -140,18 +144,7 @@ def _encode(names: np.ndarray, data: str, positive_class: str | None) -> tuple[t
     classes = found.tolist()
     if len(classes) < 2:
         raise RunError(f"{data}: all {len(names)} images are of one class, {classes[0]!r}; at least two are needed")
-    if positive_class is None:
-        return tuple(classes), places.astype(np.int32)
-    if positive_class not in classes:
+    if positive_class not in (None, *classes):
         raise UsageError(f"--positive_class {positive_class}: the classes of {data} are {', '.join(classes)}")
     order = sorted(range(len(classes)), key=lambda place: classes[place] == positive_class)
     return tuple(classes[place] for place in order), np.argsort(order)[places].astype(np.int32)
-
-
-def _refuse_constant(records: Records, data: str) -> None:
-    assert records.labels is not None
-    for name, column in zip(records.classes, records.labels.T, strict=True):
-        values = np.unique(column[~np.isnan(column)])
-        if len(values) < 2:
-            known = f"all its known entries are {values[0]:g}" if len(values) else "no entry of it is known"
-            raise RunError(f"{data}: label_{name} teaches nothing: {known}; leave the column out")

@@ -162,8 +162,14 @@ def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
     waited = {}
     if {"time.data_wait", "time.seconds"} <= found.keys():
         waited = {"data_wait / seconds": (found["time.data_wait"] / found["time.seconds"]).dropna()}
+    probe, title, best = pick("probe", "probe_balanced"), "k-NN probe", None
+    if "probe" in probe:
+        best = int(np.argmax(probe["probe"].to_numpy()))
+        title += f": best {probe['probe'].iloc[best]:.3f} at step {probe['probe'].index[best]}"
+    baselines = {"probe_pixels": "k-NN on 32×32 pixels", "probe_majority": "largest class"}
+    lines = {shown: float(found[name].iloc[-1]) for name, shown in baselines.items() if name in found}
     panels = [
-        _probe_panel(found),
+        Panel(title, probe, lines, best),
         Panel("Loss (weighted sum)", pick("loss")),
         Panel("DINO loss", total, uniform),
         Panel("DINO terms", dino),
@@ -181,19 +187,6 @@ def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
         Panel("Share of the time waiting for data", waited),
     ]
     return [panel for panel in panels if panel.curves]
-
-
-def _probe_panel(found: Mapping[str, pd.Series]) -> Panel:
-    """Accuracy of the k-NN probe, the best marked, with those of the baselines."""
-    title = "k-NN probe"
-    if "probe" not in found:
-        return Panel(title, {})
-    curves = {name: found[name] for name in ("probe", "probe_balanced") if name in found}
-    names = {"probe_pixels": "k-NN on 32×32 pixels", "probe_majority": "largest class"}
-    lines = {shown: float(found[name].iloc[-1]) for name, shown in names.items() if name in found}
-    place = int(np.argmax(found["probe"].to_numpy()))
-    step = int(found["probe"].index[place])
-    return Panel(f"{title}: best {found['probe'].iloc[place]:.3f} at step {step}", curves, lines, best=place)
 
 
 def _draw(axis: Axes, panel: Panel) -> None:
