@@ -31,7 +31,10 @@ def to_grayscale(image: jax.Array) -> jax.Array:
 
 
 def adjust(image: jax.Array, operation: jax.typing.ArrayLike, factor: jax.typing.ArrayLike) -> jax.Array:
-    """Brightness (0), contrast (1) or saturation (2): `factor` 1 is the image, 0 black, its mean grey level, or grey."""
+    """Brightness (0), contrast (1) or saturation (2).
+
+    `factor` 1 is the image; 0 is black, the image's mean grey level, or the image without colour.
+    """
     grey = luminance(image)
     mean = jnp.floor(grey.mean() * 255 + 0.5) / 255  # rounded to 8 bits as PIL's contrast has it
     base = jnp.where(operation == 0, 0, jnp.where(operation == 1, mean, grey))

@@ -7,6 +7,7 @@ from dinojax.report.figures import run_names
 from dinojax.report.predictions import questions
 from dinojax.report.render import Block, Heading, Picture, Table
 from dinojax.report.results import Result, baselines, by_task
+from dinojax.report.selection import COMPUTED
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
@@ -70,7 +71,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
     """The report, from the main table on."""
-    rows = rows_of(runs)
+    tasks, rows = by_task(runs), rows_of(runs)
     blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows)]
     criteria = dict.fromkeys(run.facts["selections"]["nested"]["criterion"] for run in runs)
     blocks += [READING, SELECTION, *(NESTED.format(criterion=_CRITERIA[name]) for name in criteria), PUBLISHED]
@@ -78,8 +79,8 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
         if without := [str(entry["fold"]) for entry in row["folds"] if entry["auc"] is None]:
             name = f"{row['task']}, {row['starting_point']}, {row['protocol']}"
             blocks.append(f"{name}: fold {', '.join(without)} has no AUC, as its test cases lack a class.")
-    blocks += [Heading(2, "How it was done"), _recipes(runs)]
-    for task, of_task in by_task(runs).items():
+    blocks += [Heading(2, "How it was done"), _recipes([run for of_task in tasks.values() for run in of_task])]
+    for task, of_task in tasks.items():
         blocks += [*_task(task, of_task), *pictures[task]]
     return blocks
 
@@ -105,15 +106,14 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _recipes(runs: Sequence[Result]) -> Table:
-    shown = [run for of_task in by_task(runs).values() for run in of_task]
-    keys = list(dict.fromkeys(name for run in shown for name in run.facts["recipe"]))
+    keys = dict.fromkeys(name for run in runs for name in run.facts["recipe"])
     rows = [
         [
             *map(str, run.key),
             ", ".join(setting["setting"] for setting in run.facts["settings"]),
             *(_cell(run.facts["recipe"].get(name)) for name in keys),
         ]
-        for run in shown
+        for run in runs
     ]
     return Table([*_KEY, "settings", *(name.replace("_", " ") for name in keys)], rows)
 
@@ -129,8 +129,7 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     if len(asked) > 1:
         blocks.append(_questions_table(shown))
     blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
-    facts = list(dict.fromkeys(name for run in runs for entry in run.folds for name in entry))
-    facts = [name for name in facts if name not in ("fold", "setting", "threshold", "auc", "label_auc")]
+    facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
     rows = [
         [
@@ -160,11 +159,11 @@ def _questions_table(runs: Sequence[Result]) -> Table:
 
 def _undefined(run: Result) -> list[str]:
     """A sentence for each fold where a label, or a class against the rest, has no AUC: the same in all runs."""
-    names = {entry["fold"]: [k for k, auc in entry.get("label_auc", {}).items() if auc is None] for entry in run.folds}
     return [
-        f"Fold {fold} has no AUC of {', '.join(absent)}: its test cases lack known positive or known negative ones."
-        for fold, absent in names.items()
-        if absent
+        f"Fold {entry['fold']} has no AUC of {', '.join(absent)}: "
+        "its test cases lack known positive or known negative ones."
+        for entry in run.folds
+        if (absent := [name for name, auc in entry.get("label_auc", {}).items() if auc is None])
     ]
 
 
