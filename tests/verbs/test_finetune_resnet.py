@@ -93,7 +93,7 @@ def test_the_best_epoch_is_kept_with_its_own_running_statistics() -> None:
     """At a learning rate that spoils the later epochs, what was kept must predict what it predicted then."""
     model = classifier()
     steps = steps_of(model, sharding.make_mesh(4, devices=1))
-    kept = fit(steps, tree.split(model)[1], IMAGES, Setting(0.02, 4), 6)
+    kept = fit(steps, tree.split(model)[1], IMAGES, Setting(0.03, 4), 6)
     assert kept.scored.facts["epoch"] < 6
     assert kept.scored.facts["val_loss"] == min(epoch["val_loss"] for epoch in kept.scored.history)
     found = BINARY.probabilities(predict(steps, kept.params, IMAGES, FOLD.val))
