@@ -16,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 import dinojax
-from dinojax.augment.classification import eval_transform
+from dinojax.augment import geometry
 from dinojax.data import pipeline
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
 from dinojax.models import Backbone
 from dinojax.protocols.features import extract
@@ -85,7 +86,9 @@ def features(
     model: Backbone, records: Records, train: np.ndarray, test: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     source = ImageSource(records, channels=1)
-    batches = pipeline.evaluation_batches(source, lambda element: eval_transform(element, SIZE), batch_size=50)
+    batches = pipeline.evaluation_batches(
+        source, lambda element: {**element, "image": geometry.square(element["image"], SIZE)}, batch_size=50
+    )
     found = extract(model, batches)
     return {
         "class token": (found.pooled[train], found.pooled[test]),

@@ -31,7 +31,8 @@ from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import check_headers
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
 from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 

@@ -23,7 +23,7 @@ def peak():  # of this process alone, on Linux; getrusage may give that of the o
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB to GiB
 
-from dinojax.data.records import read_records
+from dinojax.data.reading import read_records
 before, began = peak(), time.perf_counter()
 records = read_records(sys.argv[1], labelled=bool(int(sys.argv[2])))
 seconds = time.perf_counter() - began

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from dinojax import tree
 from dinojax.config.finetune import AugmentConfig
-from dinojax.data.splits import Fold
+from dinojax.data.records import Fold
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols.finetuning import RATES, Finetuning, Setting, Steps, make_steps
 from dinojax.protocols.study import Scored, Unit

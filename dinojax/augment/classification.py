@@ -34,8 +34,3 @@ def train_transform(element: Element, rng: np.random.Generator, size: int, confi
     reach = config.shift * size
     right, down = (round(rng.uniform(-reach, reach)) for _ in range(2))
     return {**element, "image": geometry.shift(image, right, down)}
-
-
-def eval_transform(element: Element, size: int) -> Element:
-    """The image resized, bilinearly and to a square, to uint8 [size, size, C]; the rest of the element as it is."""
-    return {**element, "image": geometry.square(element["image"], size)}

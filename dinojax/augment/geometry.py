@@ -67,12 +67,10 @@ def random_resized_crop(
     image: np.ndarray,
     size: int,
     scale: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
     resample: Image.Resampling = BICUBIC,
 ) -> np.ndarray:
     """A box drawn by `crop_box`, resized to uint8 [size, size, C]."""
-    height, width = image.shape[:2]
-    box = crop_box(rng, height, width, scale, ratio)
+    box = crop_box(rng, image.shape[0], image.shape[1], scale)
     return to_array(cut(to_pil(image), box, size, resample))
 
 

@@ -30,29 +30,15 @@ def to_grayscale(image: jax.Array) -> jax.Array:
     return jnp.broadcast_to(luminance(image), image.shape)
 
 
-def _blend(image: jax.Array, base: jax.Array | float, factor: jax.typing.ArrayLike) -> jax.Array:
-    """PIL's enhancement: away from `base` (factor > 1) or towards it (factor < 1)."""
-    return jnp.clip(base + factor * (image - base), 0, 1)
+def adjust(image: jax.Array, operation: jax.typing.ArrayLike, factor: jax.typing.ArrayLike) -> jax.Array:
+    """Brightness (0), contrast (1) or saturation (2).
 
-
-def _mean_grey(grey: jax.Array) -> jax.Array:
-    """The mean grey level, rounded to 8 bits as PIL's contrast has it."""
-    return jnp.floor(grey.mean() * 255 + 0.5) / 255
-
-
-def adjust_brightness(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
-    """0 is black, 1 the image."""
-    return _blend(image, 0.0, factor)
-
-
-def adjust_contrast(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
-    """0 is the image's mean grey level, 1 the image."""
-    return _blend(image, _mean_grey(luminance(image)), factor)
-
-
-def adjust_saturation(image: jax.Array, factor: jax.typing.ArrayLike) -> jax.Array:
-    """0 is grey, 1 the image; a grey image stays as it is."""
-    return _blend(image, luminance(image), factor)
+    `factor` 1 is the image; 0 is black, the image's mean grey level, or the image without colour.
+    """
+    grey = luminance(image)
+    mean = jnp.floor(grey.mean() * 255 + 0.5) / 255  # rounded to 8 bits as PIL's contrast has it
+    base = jnp.where(operation == 0, 0, jnp.where(operation == 1, mean, grey))
+    return _computed(jnp.clip(base + factor * (image - base), 0, 1))
 
 
 def adjust_hue(image: jax.Array, turn: jax.typing.ArrayLike) -> jax.Array:
@@ -127,25 +113,18 @@ def color_jitter(
         # Of the order of four, only which of these two comes first is left.
         contrast_first = (moments[1] < moments[0]).astype(int)
         for operation in (contrast_first, 1 - contrast_first):
-            image = _blend_by_number(image, operation, factors[operation])
+            image = adjust(image, operation, factors[operation])
         return image
     ranks = (moments[:, None] > moments).sum(1)
     order = [jnp.argmax(ranks == rank) for rank in range(4)]
     # Under vmap all branches are computed. Hue, the dearest, is computed once; the three others, which are all blends,
     # have their slots before and after it, idle (factor 1) on the side where they are not.
     for rank in (0, 1, 2):
-        image = _blend_by_number(image, order[rank], jnp.where(rank < ranks[3], factors[order[rank]], 1))
+        image = adjust(image, order[rank], jnp.where(rank < ranks[3], factors[order[rank]], 1))
     image = _computed(adjust_hue(image, hue * strengths[3]))
     for rank in (1, 2, 3):
-        image = _blend_by_number(image, order[rank], jnp.where(rank > ranks[3], factors[order[rank]], 1))
+        image = adjust(image, order[rank], jnp.where(rank > ranks[3], factors[order[rank]], 1))
     return image
-
-
-def _blend_by_number(image: jax.Array, operation: jax.Array, factor: jax.Array) -> jax.Array:
-    """Brightness (0), contrast (1) or saturation (2)."""
-    grey = luminance(image)
-    base = jnp.where(operation == 0, 0, jnp.where(operation == 1, _mean_grey(grey), grey))
-    return _computed(_blend(image, base, factor))
 
 
 def augment(

@@ -1,15 +1,14 @@
 """Decodes image files to uint8, and checks their headers before a run begins."""
 
-import csv
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from dinojax.data.records import Records
@@ -18,6 +17,7 @@ from dinojax.runs.files import replacing
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
+_OPENED_AT_A_TIME = 8
 _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
@@ -79,21 +79,24 @@ def decode(path: Path, frame: int = -1) -> np.ndarray:
     Raises:
       BadFile: it cannot be read, has several frames and none is named, or has 32 bits a pixel.
     """
-    with _named(path), Image.open(path) as image:
-        mode = _select(image, frame)
-        if mode in _SIXTEEN_BITS:
-            wide = np.asarray(image).astype(np.uint32)
-            return ((wide + 128) // 257).astype(np.uint8)[:, :, None]
-        if mode in _GREY:
-            return np.asarray(image if mode == "L" else image.convert("L"))[:, :, None]
-        return np.asarray(image if mode == "RGB" else image.convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            mode = _select(image, frame)
+            if mode in _SIXTEEN_BITS:
+                wide = np.asarray(image).astype(np.uint32)
+                return ((wide + 128) // 257).astype(np.uint8)[:, :, None]
+            if mode in _GREY:
+                return np.asarray(image if mode == "L" else image.convert("L"))[:, :, None]
+            return np.asarray(image if mode == "RGB" else image.convert("RGB"))
+    # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error.
+    except Exception as error:
+        raise BadFile(f"cannot read {path}: {_one_line(error)}") from error
 
 
 def check_headers(
     records: Records,
     limit: int = 10_000,
     on_bad_file: Literal["stop", "skip"] = "stop",
-    threads: int = 8,
 ) -> tuple[Records, Headers]:
     """Checks that files can be opened, without decoding them: size, mode and, where the format has them, checksums.
 
@@ -101,22 +104,20 @@ def check_headers(
       records: the images; of more than `limit` an evenly spaced choice is checked.
       limit: how many files at most.
       on_bad_file: 'skip' leaves unreadable files out of the records returned, and lists them in the headers.
-      threads: how many files to open at a time.
 
     Raises:
       RunError: files are unreadable, and `on_bad_file` is 'stop'; or no file is readable.
     """
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).astype(int))
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
         found = list(pool.map(lambda index: _header(records.file(index), int(records.frames[index])), chosen))
-    bad = {int(index): reason for index, reason in zip(chosen, found, strict=True) if isinstance(reason, BadFile)}
+    bad = {int(index): reason for index, (_, _, reason) in zip(chosen, found, strict=True) if reason}
     if bad and (on_bad_file == "stop" or len(bad) == len(records)):
-        first = "; ".join(f"{_reason(error)}: {records.describe(index)}" for index, error in list(bad.items())[:3])
+        first = "; ".join(f"{reason}: {records.describe(index)}" for index, reason in list(bad.items())[:3])
         advice = "repair them, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
         raise RunError(f"{len(bad)} of {len(chosen)} files checked cannot be read ({first}); {advice}")
-    good = [header for header in found if not isinstance(header, BadFile)]
-    modes = Counter(mode for mode, _ in good)
-    sizes = sorted((size for _, size in good), key=lambda size: (size[0] * size[1], size))
+    modes = Counter(mode for mode, _, _ in found)
+    sizes = sorted((size for _, size, reason in found if not reason), key=lambda size: (size[0] * size[1], size))
     headers = Headers(
         checked=len(chosen),
         grey=sum(modes[mode] for mode in _GREY),
@@ -124,7 +125,7 @@ def check_headers(
         sixteen_bits=sum(modes[mode] for mode in _SIXTEEN_BITS),
         smallest=sizes[0] if sizes else (0, 0),
         largest=sizes[-1] if sizes else (0, 0),
-        bad=tuple((records.paths[index], _reason(error)) for index, error in bad.items()),
+        bad=tuple((records.paths[index], reason) for index, reason in bad.items()),
     )
     kept = np.setdiff1d(np.arange(len(records)), list(bad))
     return (records.take(kept) if bad else records), headers
@@ -134,22 +135,22 @@ def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
     """Adds (path, reason) of the files that were left out, because they cannot be read, to the table `path`."""
     if not skipped:
         return
-    listed: dict[str, str] = {}
+    table = pd.DataFrame(skipped, columns=["path", "reason"])
     if path.exists():  # from before the run was interrupted
-        with path.open(newline="") as file:
-            listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+        table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False), table])
     with replacing(path, newline="") as file:
-        csv.writer(file).writerows([("path", "reason"), *sorted((listed | dict(skipped)).items())])
+        table.drop_duplicates("path", keep="last").sort_values("path").to_csv(file, index=False)
 
 
-def _header(path: Path, frame: int) -> tuple[str, tuple[int, int]] | BadFile:
+def _header(path: Path, frame: int) -> tuple[str, tuple[int, int], str]:
+    """Mode and size of an image; or the reason why it cannot be opened, else ''."""
     try:
-        with _named(path), Image.open(path) as image:
+        with Image.open(path) as image:
             mode, size = _select(image, frame), image.size
             image.verify()
-    except BadFile as error:
-        return error
-    return mode, size
+    except Exception as error:  # whatever the damage leads to, as in `decode`
+        return "", (0, 0), _one_line(error)
+    return mode, size, ""
 
 
 def _select(image: Image.Image, frame: int) -> str:
@@ -164,19 +165,5 @@ def _select(image: Image.Image, frame: int) -> str:
     return image.mode
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (
-        Exception
-    ) as error:  # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error
-        raise BadFile(f"cannot read {path}: {_one_line(error)}") from error
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _reason(error: BadFile) -> str:
-    return _one_line(error.__cause__) if isinstance(error.__cause__, Exception) else str(error)

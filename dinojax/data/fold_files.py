@@ -1,6 +1,6 @@
 """RadImageNet's fold files (doi 10.1148/ryai.210315): `dataframe/<task>_{train,val,test}_fold<k>.csv`."""
 
-import os
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dinojax.data.files import TEXT
-from dinojax.data.splits import Fold
-from dinojax.data.tables import GROUP_COLUMNS, SPLITS, Table, Uncertain, read_table
+from dinojax.data.records import SPLITS, Fold, Records
+from dinojax.data.tables import GROUP_COLUMNS, Uncertain, normalised_images, read_table
 from dinojax.errors import RunError, UsageError
 
 _FOLD_FILE = re.compile(r"(?P<task>.+)_(?P<split>train|val|test)_fold(?P<fold>\d+)\.csv")
@@ -22,9 +22,7 @@ def find_fold_files(folder: Path) -> dict[tuple[str, int, str], Path]:
     return {(m["task"], int(m["fold"]), m["split"]): path for m, path in matches if m}
 
 
-def read_fold_files(
-    folder: Path, root: Path, uncertain: Uncertain | None = None
-) -> tuple[str, Table, tuple[Fold, ...]]:
+def read_fold_files(folder: Path, root: Path, uncertain: Uncertain | None = None) -> Records:
     """Reads all folds of a task.
 
     Args:
@@ -33,8 +31,8 @@ def read_fold_files(
       uncertain: as of `read_table`.
 
     Returns:
-      The task's name; a table of the distinct images, sorted by path and frame; and the folds, by increasing number,
-      as places in that table.
+      The distinct images, sorted by path and frame, with the folds by increasing number; of groups, `patient_id` only
+      if all files have it. Labels are as `read_table` gives them.
 
     Raises:
       RunError: as `read_table`; a file is missing; an image is in two splits of a fold, or has two labels or patients.
@@ -50,105 +48,68 @@ def read_fold_files(
     for part in parts:
         if part not in files:
             raise RunError(f"{folder / 'dataframe'}: {task}_{part[2]}_fold{part[1]}.csv is missing")
-    names = [files[part] for part in parts]
-    listing = _Listing(names, [read_table(name, root, True, uncertain) for name in names])
-    first_parts = range(0, len(parts), len(SPLITS))
-    for first in first_parts:
-        listing.refuse_leaks(range(first, first + len(SPLITS)))
-    listing.refuse_contradictions()
-    places = [np.sort(listing.images[listing.parts == part]) for part in range(len(parts))]
-    return task, listing.distinct(), tuple(Fold(*places[first : first + len(SPLITS)]) for first in first_parts)
+    tables = [read_table(files[part], root, True, uncertain) for part in parts]
+    records, part = _concatenate(tables), np.repeat(np.arange(len(parts)), [len(table) for table in tables])
+    image = normalised_images(records).groupby(["path", "frame"]).ngroup().to_numpy()
 
+    def where(row: int) -> str:
+        return f"{files[parts[part[row]]]}, row {records.rows[row]}"
 
-class _Listing:
-    """The rows of several tables that list the same images.
-
-    Attributes:
-      table: the rows, one table after the other; '' in a group column that a row's own table lacks.
-      parts: int64 [N], which table a row is of.
-      images: int64 [N], places in the list of the distinct images, which is sorted by path and frame.
-      first: int64 [M], the first row of each distinct image.
-    """
-
-    def __init__(self, files: list[Path], tables: list[Table]) -> None:
-        self._files = files
-        self.table = _concatenate(files, tables)
-        self.parts = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
-        paths = np.array([os.path.normpath(path) for path in self.table.paths], TEXT)
-        file_numbers = np.unique(paths, return_inverse=True)[1]
-        keys = (file_numbers << 32) + self.table.frames
-        _, self.first, self.images = np.unique(keys, return_index=True, return_inverse=True)
-
-    def distinct(self) -> Table:
-        """One row an image; `patient_id` only if all tables have it."""
-        table, rows = self.table, self.first
-        assert table.labels is not None
-        groups = {name: column[rows] for name, column in table.groups.items()}
-        if "patient_id" in groups and (groups["patient_id"] == "").any():
-            del groups["patient_id"]
-        return Table(
-            table.paths[rows], table.frames[rows], table.rows[rows], table.labels[rows], table.classes, groups, None
+    fold = part // len(SPLITS)
+    if (leaks := pd.DataFrame({"image": image, "fold": fold}).duplicated().to_numpy()).any():
+        row = int(leaks.argmax())
+        other = int(np.argmax((image == image[row]) & (fold == fold[row])))
+        raise RunError(f"{where(row)}: {records.paths[row]} is in another split of the same fold too: {where(other)}")
+    assert records.labels is not None
+    first = np.unique(image, return_index=True)[1]
+    known = first[image]
+    labels = np.nan_to_num(records.labels, nan=-1) if records.multilabel else records.labels[:, None]
+    differs = (labels != labels[known]).any(axis=1)
+    if records.patients is not None:
+        differs |= records.patients != records.patients[known]
+    if differs.any():
+        row = int(differs.argmax())
+        raise RunError(
+            f"{where(row)}: {records.paths[row]} has {_describe(records, row)}, "
+            f"but {_describe(records, known[row])} in {where(known[row])}"
         )
-
-    def refuse_leaks(self, parts: range) -> None:
-        """Raises if an image is in two of the tables, which make up a fold."""
-        rows = np.flatnonzero(np.isin(self.parts, parts))
-        _, first, image = np.unique(self.images[rows], return_index=True, return_inverse=True)
-        known = rows[first[image]]
-        if (known != rows).any():
-            place = int(np.argmax(known != rows))
-            raise RunError(
-                f"{self._where(rows[place])}: {self.table.paths[rows[place]]} is in another split of the same fold "
-                f"too: {self._where(known[place])}"
-            )
-
-    def refuse_contradictions(self) -> None:
-        """Raises if two tables give an image different labels or patients."""
-        known = self.first[self.images]
-        labels = self.table.labels
-        assert labels is not None
-        if labels.ndim == 1:
-            differs = labels != labels[known]
-        else:
-            differs = ~((labels == labels[known]) | (np.isnan(labels) & np.isnan(labels[known]))).all(axis=1)
-        if (patients := self.table.groups.get("patient_id")) is not None:
-            differs |= patients != patients[known]
-        if differs.any():
-            row = int(np.argmax(differs))
-            raise RunError(
-                f"{self._where(row)}: {self.table.paths[row]} has {self._describe(row)}, "
-                f"but {self._describe(known[row])} in {self._where(known[row])}"
-            )
-
-    def _where(self, row: int) -> str:
-        return f"{self._files[self.parts[row]]}, row {self.table.rows[row]}"
-
-    def _describe(self, row: int) -> str:
-        assert self.table.labels is not None
-        label = self.table.labels[row]
-        if self.table.classes:
-            flags = zip(self.table.classes, label, strict=True)
-            label = ", ".join(f"{name} {'unknown' if np.isnan(flag) else int(flag)}" for name, flag in flags)
-        patients = self.table.groups.get("patient_id")
-        return f"label {label} and patient {(patients is not None and patients[row]) or 'unknown'}"
+    places = [np.sort(image[part == number]) for number in range(len(parts))]
+    folds = tuple(Fold(*places[start : start + len(SPLITS)]) for start in range(0, len(parts), len(SPLITS)))
+    groups = {name: column for name, column in records.groups.items() if name != "patient_id" or (column != "").all()}
+    return dataclasses.replace(dataclasses.replace(records, groups=groups).take(first), task=task, folds=folds)
 
 
-def _concatenate(files: list[Path], tables: list[Table]) -> Table:
-    for file, table in zip(files, tables, strict=True):
+def _describe(records: Records, row: int) -> str:
+    """Label and patient, in which the files must agree."""
+    assert records.labels is not None
+    label = records.labels[row]
+    if records.multilabel:
+        flags = zip(records.classes, label, strict=True)
+        label = ", ".join(f"{name} {'unknown' if np.isnan(flag) else int(flag)}" for name, flag in flags)
+    patient = "" if records.patients is None else records.patients[row]
+    return f"label {label} and patient {patient or 'unknown'}"
+
+
+def _concatenate(tables: list[Records]) -> Records:
+    """The rows of all tables, which list images of one data set; '' in a group column that a row's own table lacks."""
+    for table in tables:
         if table.classes != tables[0].classes:
-            raise RunError(f"{file}: has other columns label_<class> than {files[0]}; give all fold files the same")
+            raise RunError(
+                f"{table.table}: has other columns label_<class> than {tables[0].table}; give all fold files the same"
+            )
 
     def group(name: str) -> np.ndarray:
         return np.concatenate([table.groups.get(name, np.full(len(table), "", TEXT)) for table in tables])
 
-    return Table(
+    return dataclasses.replace(
+        tables[0],
         paths=np.concatenate([table.paths for table in tables]),
         frames=np.concatenate([table.frames for table in tables]),
         rows=np.concatenate([table.rows for table in tables]),
         labels=np.concatenate([table.labels for table in tables if table.labels is not None]),
-        classes=tables[0].classes,
         groups={name: group(name) for name in GROUP_COLUMNS if any(name in table.groups for table in tables)},
         splits=None,
+        table=None,
     )
 
 

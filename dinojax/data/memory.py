@@ -1,5 +1,6 @@
 """All images of a data set, decoded once and kept in memory."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,7 @@ def decode_all(
     return Decoded(records.take(kept), {name: array[kept] for name, array in arrays.items()}, skipped)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class MemorySource:
     """Random access to some of the images in memory, as Grain's sources give them.
 
@@ -83,10 +85,9 @@ class MemorySource:
     `index` is int32.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> None:
-        self.images = images
-        self.labels = labels
-        self.indices = indices
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)

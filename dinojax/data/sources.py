@@ -81,33 +81,17 @@ class ImageSource:
             self._skipped.update(skipped)
 
     def _read(self, row: int) -> dict[str, Any]:
-        image = self._cache.get(row)
+        records, image = self.records, self._cache.get(row)
         if image is None:
-            image = self._decode(row)
-            self._store(row, image)
-        label = np.int32(-1) if self.records.labels is None else self.records.labels[row]
+            try:
+                image = decode(records.file(row), int(records.frames[row]))
+            except BadFile as error:
+                raise BadFile(f"{error}{records.listed(row)}") from error
+            image = geometry.grey(image) if self.channels == 1 else np.repeat(image, 3 // image.shape[2], axis=2)
+            image.flags.writeable = False
+            with self._lock:
+                if row not in self._cache and image.nbytes <= self._room:
+                    self._cache[row] = image
+                    self._room -= image.nbytes
+        label = np.int32(-1) if records.labels is None else records.labels[row]
         return {"image": image, "label": label, "index": np.int32(row)}
-
-    def _decode(self, row: int) -> np.ndarray:
-        records = self.records
-        try:
-            image = decode(records.file(row), int(records.frames[row]))
-        except BadFile as error:
-            raise BadFile(f"{error}{records.listed(row)}") from error
-        image = _with_channels(image, self.channels)
-        image.flags.writeable = False
-        return image
-
-    def _store(self, row: int, image: np.ndarray) -> None:
-        with self._lock:
-            if row not in self._cache and image.nbytes <= self._room:
-                self._cache[row] = image
-                self._room -= image.nbytes
-
-
-def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    if image.shape[2] == channels:
-        return image
-    if channels == 3:
-        return np.repeat(image, 3, axis=2)
-    return geometry.grey(image)

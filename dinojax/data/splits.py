@@ -1,28 +1,13 @@
 """The folds that a comparison runs on: the data's own, or made so that no patient is in two parts."""
 
-from __future__ import annotations
-
-import dataclasses
-from typing import TYPE_CHECKING
+import itertools
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 
-from dinojax.data.tables import SPLITS
+from dinojax.data.records import SPLITS, Fold, Records
 from dinojax.errors import RunError, UsageError
-
-if TYPE_CHECKING:  # records hold folds
-    from dinojax.data.records import Records
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fold:
-    """One way to divide a data set; each part is int64 [n], places in the data set, increasing."""
-
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
 
 
 def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
@@ -54,7 +39,7 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
     return made
 
 
-def grouped_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[Fold]:
+def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
     """Divides a data set `folds` times, with about the same share of every class in every part.
 
     The data set is cut into `folds` slices. Fold k tests on slice k, validates on slice k + 1 (the last fold on the
@@ -62,7 +47,7 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, see
 
     Args:
       labels: [N] classes, of any type that sorts.
-      groups: [N] what must stay together, such as the patient; None if every image stands alone.
+      groups: [N] what must stay together, such as the patient.
       folds: how many, at least 3.
       seed: of the shuffle.
 
@@ -70,21 +55,23 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, see
       UsageError: fewer than 3 folds, a class with fewer groups than folds, or groups so unequal that a slice would
         lack a class.
     """
-    _check_count(folds)
-    classes, labels = np.unique(np.asarray(labels), return_inverse=True)
-    what = "images" if groups is None else "groups (patients)"
-    for name, count in zip(classes, _groups_of_each(labels, groups), strict=True):
+    classes, strata = np.unique(labels, return_inverse=True)
+    for name, count in zip(classes, _groups_of_each(strata, groups), strict=True):
         if count < folds:
-            raise UsageError(f"class {str(name)!r} has {count} {what}, too few for {folds} folds; make fewer folds")
-    slices = _slices(labels, groups, folds, seed)
-    for part in slices:
-        if missing := set(range(len(classes))) - set(labels[part].tolist()):
+            raise UsageError(
+                f"class {str(name)!r} has {count} groups (patients), too few for {folds} folds; make fewer folds"
+            )
+    made = _cut(strata, groups, folds, seed)
+    for fold in made:
+        if missing := set(range(len(classes))) - set(strata[fold.test].tolist()):
             name = str(classes[min(missing)])
-            raise UsageError(f"{what} are too unequal: one of {folds} folds has no {name!r}; make fewer folds")
-    return _rotate(slices)
+            raise UsageError(
+                f"groups (patients) are too unequal: one of {folds} folds has no {name!r}; make fewer folds"
+            )
+    return made
 
 
-def multilabel_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[Fold]:
+def multilabel_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
     """As `grouped_folds`, stratified by each image's rarest positive label.
 
     Images whose rarest positive label has fewer groups than there are folds are treated as those without any.
@@ -96,11 +83,8 @@ def multilabel_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, 
     Raises:
       UsageError: fewer than 3 folds, or fewer groups than folds.
     """
-    _check_count(folds)
-    count = len(labels if groups is None else np.unique(groups))
-    if count < folds:
-        what = "images" if groups is None else "groups (patients)"
-        raise UsageError(f"there are {count} {what}, too few for {folds} folds; make fewer folds")
+    if (count := len(np.unique(groups))) < folds:
+        raise UsageError(f"there are {count} groups (patients), too few for {folds} folds; make fewer folds")
     positive = labels == 1
     none = labels.shape[1]
     rarest_first = np.argsort(positive.sum(axis=0), kind="stable")
@@ -109,7 +93,27 @@ def multilabel_folds(labels: np.ndarray, groups: np.ndarray | None, folds: int, 
     sizes = _groups_of_each(strata, groups)
     if len(sizes) > none and sizes[none] < folds:  # too few as well: they join the largest
         strata[strata == none] = sizes[:none].argmax()
-    return _rotate(_slices(strata, groups, folds, seed))
+    return _cut(strata, groups, folds, seed)
+
+
+def _groups_of_each(strata: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """How many groups have images of stratum 0, 1, ..., the highest in `strata` (int [N])."""
+    pairs = pd.DataFrame({"stratum": strata, "group": groups}).drop_duplicates()
+    return np.bincount(pairs["stratum"])
+
+
+def _cut(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
+    """Fold k tests on slice k, validates on the next and trains on the rest."""
+    if folds < 3:
+        raise UsageError(f"folds is {folds}; at least 3 are needed to train, validate and test on different slices")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    members = np.unique(groups, return_inverse=True)[1]
+    slices = [test for _, test in splitter.split(strata, strata, members)]
+    everything = np.arange(len(strata))
+    return [
+        Fold(train=np.setdiff1d(everything, np.concatenate([test, val])), val=val, test=test)
+        for test, val in zip(slices, [*slices[1:], slices[0]], strict=True)
+    ]
 
 
 def folds_table(records: Records, folds: tuple[Fold, ...]) -> pd.DataFrame:
@@ -145,42 +149,6 @@ def cases_table(records: Records, indices: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=object)
 
 
-def _check_count(folds: int) -> None:
-    if folds < 3:
-        raise UsageError(f"folds is {folds}; at least 3 are needed to train, validate and test on different slices")
-
-
-def _groups_of_each(places: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
-    """How many groups have images of class 0, 1, ..., the highest in `places` (int [N])."""
-    members = _members(groups, len(places))
-    pairs = np.unique(places.astype(np.int64) * len(places) + members)
-    return np.bincount(pairs // len(places))
-
-
-def _members(groups: np.ndarray | None, count: int) -> np.ndarray:
-    """Each image's number of its group, from 0."""
-    return np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
-
-
-def _slices(places: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[np.ndarray]:
-    splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    cut = splitter(n_splits=folds, shuffle=True, random_state=seed)
-    members = None if groups is None else _members(groups, len(places))
-    return [test for _, test in cut.split(np.zeros((len(places), 1)), places, members)]
-
-
-def _rotate(slices: list[np.ndarray]) -> list[Fold]:
-    """Fold k tests on slice k, validates on the next and trains on the rest."""
-    count = len(slices)
-
-    def fold(k: int) -> Fold:
-        after = (k + 1) % count
-        rest = [slices[place] for place in range(count) if place not in (k, after)]
-        return Fold(train=np.sort(np.concatenate(rest)), val=slices[after], test=slices[k])
-
-    return [fold(k) for k in range(count)]
-
-
 def _divide(records: Records, chosen: np.ndarray, folds: int, seed: int) -> list[Fold]:
     """Folds of some of the images, as places in `chosen`; an image without a patient is its own."""
     assert records.labels is not None
@@ -211,18 +179,17 @@ def _check(records: Records, number: int, fold: Fold) -> None:
             raise RunError(f"{where} has no {part} images; give other folds")
     labels = records.labels[fold.train]
     for place, name in enumerate(records.classes):
-        if not records.multilabel:
-            if not (labels == place).any():
-                raise RunError(f"{where} has no train image of class {name}; give other folds, or fewer")
-            continue
-        for value in (0, 1):
-            if not (labels[:, place] == value).any():
-                raise RunError(f"{where} has no train image with label_{name} {value}; give other folds, or fewer")
+        needed = {f"of class {name}": labels == place}
+        if records.multilabel:
+            needed = {f"with label_{name} {value}": labels[:, place] == value for value in (0, 1)}
+        for what, found in needed.items():
+            if not found.any():
+                raise RunError(f"{where} has no train image {what}; give other folds, or fewer")
     if records.patients is not None:
-        patients = [set(records.patients[getattr(fold, part)].tolist()) for part in SPLITS]
-        for a, b in ((0, 1), (0, 2), (1, 2)):
-            if shared := sorted(patients[a] & patients[b]):
+        for a, b in itertools.combinations(SPLITS, 2):
+            shared = np.intersect1d(records.patients[getattr(fold, a)], records.patients[getattr(fold, b)])
+            if len(shared):
                 raise RunError(
-                    f"{where}: {len(shared)} patients are in both {SPLITS[a]} and {SPLITS[b]}, "
+                    f"{where}: {len(shared)} patients are in both {a} and {b}, "
                     f"such as {shared[0]}; give folds grouped by patient"
                 )

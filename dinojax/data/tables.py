@@ -1,16 +1,17 @@
 """Reads tables of images as columns, and names the row of whatever is wrong in them."""
 
 import csv
-import dataclasses
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 
 from dinojax.data.files import FORMATS, TEXT, find_missing
+from dinojax.data.records import SPLITS, Records
 from dinojax.errors import RunError
 
 Uncertain = Literal["ignore", "zero", "one"]
@@ -19,9 +20,9 @@ _PATH_COLUMNS = ("path", "filename", "img_dir")
 _LABEL_COLUMNS = ("label", "acl_label")
 _MULTILABEL = "label_"
 GROUP_COLUMNS = ("patient_id", "study_id")
-SPLITS = ("train", "val", "test")
 _FLAGS = {"": np.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
-_UNCERTAIN = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
+_UNCERTAIN = ("-1", "-1.0")
+_MEANINGS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
 
 
 class TextColumn:
@@ -39,33 +40,7 @@ class TextColumn:
         return np.array(list(self._places), TEXT)[np.asarray(self._codes)]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Table:
-    """The images that a table lists, as columns.
-
-    Attributes:
-      paths: StringDType [N], as written.
-      frames: int32 [N], -1 where no frame is named.
-      rows: int32 [N], lines in the file; the header is in line 1.
-      labels: StringDType [N]; of a multi-label table float32 [N, C] of 0, 1 and NaN (unknown); None if not read.
-      classes: the names of a multi-label table's labels, in the order of its columns; else empty.
-      groups: StringDType [N] each: `patient_id`, `study_id`, of those that are there.
-      splits: StringDType [N] of 'train', 'val', 'test' and '', or None.
-    """
-
-    paths: np.ndarray
-    frames: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-    groups: Mapping[str, np.ndarray]
-    splits: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-def read_table(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None = None) -> Table:
+def read_table(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None = None) -> Records:
     """Reads one table of images.
 
     Args:
@@ -77,35 +52,42 @@ def read_table(file: Path, root: Path, labelled: bool, uncertain: Uncertain | No
       uncertain: what -1 in a column `label_<class>` means: unknown, 0 or 1.
 
     Returns:
-      The rows in the file's order, at least one.
+      The rows in the file's order, at least one. A column `label` stays as it is, StringDType [N], without `classes`.
 
     Raises:
       RunError: names the file, the row and what is wrong; also if an image is missing or listed twice.
     """
-    table = _parse(file, labelled, uncertain)
-    paths, rows = table.paths.tolist(), table.rows
+    records = _parse(file, root, labelled, uncertain)
+    paths, rows = records.paths.tolist(), records.rows
     if missing := find_missing(root, paths):
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         first = missing[0]
         raise RunError(f"{file}, row {rows[first]}: there is no image {root / paths[first]}{more}")
-    if repeated := _find_repeated(paths, table.frames.tolist()):
-        place, before = repeated
+    images = normalised_images(records)
+    if (again := images.duplicated().to_numpy()).any():
+        place = int(again.argmax())
+        before = int((images == images.iloc[place]).all(axis=1).to_numpy().argmax())
         raise RunError(f"{file}, row {rows[place]}: {paths[place]} is listed before, in row {rows[before]}")
-    return table
+    return records
 
 
-def _parse(file: Path, labelled: bool, uncertain: Uncertain | None) -> Table:
+def normalised_images(records: Records) -> pd.DataFrame:
+    """Columns `path` and `frame`, which are the same in two rows of the same image, however its path is written."""
+    return pd.DataFrame({"path": [os.path.normpath(path) for path in records.paths], "frame": records.frames})
+
+
+def _parse(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None) -> Records:
     lines = _lines(file)
     _, header = next(lines)
     path = _column(file, header, _PATH_COLUMNS)
     label, flags = _label_columns(file, header) if labelled else ((), ())
-    place = {name: header.index(name) for name in (path, *label, *flags, *GROUP_COLUMNS, "split") if name in header}
+    text_columns = (*label, *GROUP_COLUMNS, "split")
+    place = {name: header.index(name) for name in (path, *text_columns, *flags, "frame") if name in header}
     if repeated := [name for name in place if header.count(name) > 1]:
         raise RunError(f"{file}: has several columns {repeated[0]}; its columns are {', '.join(header)}")
-    texts = {name: TextColumn() for name in (*label, *GROUP_COLUMNS, "split") if name in place}
+    texts = {name: TextColumn() for name in text_columns if name in place}
     filled = [name for name in (path, *label, "patient_id") if name in place]
-    frame_place = header.index("frame") if "frame" in header else None
-    meanings = _FLAGS | (dict.fromkeys(("-1", "-1.0"), _UNCERTAIN[uncertain]) if uncertain else {})
+    meanings = _FLAGS | (dict.fromkeys(_UNCERTAIN, _MEANINGS[uncertain]) if uncertain else {})
     paths: list[str] = []
     frames, rows, values = array("i"), array("i"), array("f")
     for row, cells in lines:
@@ -119,27 +101,37 @@ def _parse(file: Path, labelled: bool, uncertain: Uncertain | None) -> Table:
                 raise ValueError(f"{cells[place[path]]} is not a kind of file that is read ({', '.join(FORMATS)})")
             if "split" in place and cells[place["split"]] not in (*SPLITS, ""):
                 raise ValueError(f"split {cells[place['split']]!r} is not one of {', '.join(SPLITS)}")
-            frames.append(-1 if frame_place is None else _frame(cells[frame_place]))
-            for name in flags:
-                values.append(_flag(name, cells[place[name]], meanings))
+            frame = cells[place["frame"]] if "frame" in place else ""
+            if frame and not (frame.isdecimal() and int(frame) < 2**31):
+                raise ValueError(f"frame {frame!r} is not a whole number below 2^31")
+            values.extend(_flag(name, cells[place[name]], meanings) for name in flags)
         except ValueError as error:
             raise RunError(f"{file}, row {row}: {error}") from error
         for name, column in texts.items():
             column.append(cells[place[name]])
         paths.append(cells[place[path]])
+        frames.append(int(frame or -1))
         rows.append(row)
     if not paths:
         raise RunError(f"{file}: lists no images")
     columns = {name: column.to_numpy() for name, column in texts.items()}
-    return Table(
-        paths=np.array(paths, TEXT),
-        frames=np.array(frames),
-        rows=np.array(rows),
+    return Records(
+        root,
+        np.array(paths, TEXT),
+        np.array(frames),
+        task=folder_name(file.parent) if file.name == "manifest.csv" else file.stem,
         labels=np.array(values).reshape(-1, len(flags)) if flags else columns[label[0]] if label else None,
         classes=tuple(name.removeprefix(_MULTILABEL) for name in flags),
         groups={name: columns[name] for name in GROUP_COLUMNS if name in columns},
         splits=columns.get("split"),
+        table=file,
+        rows=np.array(rows),
     )
+
+
+def folder_name(folder: Path) -> str:
+    """What the task of a folder is called."""
+    return folder.resolve().name or "data"
 
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -177,35 +169,9 @@ def _label_columns(file: Path, header: list[str]) -> tuple[tuple[str, ...], tupl
     return (), several
 
 
-def _frame(cell: str) -> int:
-    if not cell:
-        return -1
-    if not cell.isdecimal() or int(cell) >= 2**31:
-        raise ValueError(f"frame {cell!r} is not a whole number below 2^31")
-    return int(cell)
-
-
 def _flag(name: str, cell: str, meanings: Mapping[str, float]) -> float:
     if cell in meanings:
         return meanings[cell]
-    if cell in ("-1", "-1.0"):
+    if cell in _UNCERTAIN:
         raise ValueError(f"{name} is {cell}, uncertain; say what that means with --uncertain ignore, zero or one")
     raise ValueError(f"{name} is {cell!r}; it must be 0, 1 or empty (unknown)")
-
-
-def _find_repeated(paths: Sequence[str], frames: Sequence[int]) -> tuple[int, int] | None:
-    """The first place whose image is listed before, however its path is written, and where; None if there is none."""
-
-    def image(place: int) -> tuple[str, int]:
-        return os.path.normpath(paths[place]), frames[place]
-
-    # Hashes take eight bytes an image; only what shares one is compared.
-    hashes = np.fromiter(map(hash, map(image, range(len(paths)))), np.int64, len(paths))
-    ordered = np.sort(hashes)
-    shared = ordered[1:][ordered[1:] == ordered[:-1]]
-    first: dict[tuple[str, int], int] = {}
-    for place in np.flatnonzero(np.isin(hashes, shared)).tolist():
-        before = first.setdefault(image(place), place)
-        if before != place:
-            return place, before
-    return None

@@ -16,7 +16,7 @@ from dinojax.config.parser import flatten
 from dinojax.config.pretrain import CropsConfig, PhotometryConfig, PretrainConfig, ProbeConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
-from dinojax.data.records import read_records
+from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.forward import Batch

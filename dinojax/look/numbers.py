@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 from einops import rearrange
+from sklearn.metrics.pairwise import cosine_similarity
 
 from dinojax import tree
 from dinojax.augment import geometry
@@ -67,17 +68,14 @@ def parameters_by_part(model: Backbone) -> pd.DataFrame:
       a training that went wrong, one part may be far off the others.
     """
     trained = tree.weights(model)
-    parts: dict[tuple[int, int, str], dict[str, float]] = {}
-    for path, array in tree.split(model)[1].items():
-        row = parts.setdefault(_part(path), {"parameters": 0, "statistics": 0, "bytes": 0, "squares": 0.0})
-        row["bytes"] += array.nbytes
-        if path in trained:
-            row["parameters"] += array.size
-            row["squares"] += float(np.square(np.asarray(array, np.float32), dtype=np.float64).sum())
-        else:
-            row["statistics"] += array.size
-    index = pd.Index([name for _, _, name in sorted(parts)], name="part")
-    table = pd.DataFrame([parts[part] for part in sorted(parts)], index=index)
+    order = ["row", "number", "part"]
+    rows = pd.DataFrame(
+        dict(zip(order, _part(path), strict=True))
+        | {"parameters" if path in trained else "statistics": array.size, "bytes": array.nbytes}
+        | {"squares": np.square(np.asarray(array, np.float32), dtype=np.float64).sum() * (path in trained)}
+        for path, array in tree.split(model)[1].items()
+    ).reindex(columns=[*order, "parameters", "statistics", "bytes", "squares"])
+    table = pd.DataFrame(rows.groupby(order).sum()).droplevel(["row", "number"])
     table["norm"] = np.sqrt(table.pop("squares"))
     table["rms"] = table["norm"] / np.sqrt(np.maximum(table["parameters"], 1))
     return table.astype({"parameters": np.int64, "statistics": np.int64, "bytes": np.int64})
@@ -245,8 +243,9 @@ def as_colours(scores: np.ndarray) -> np.ndarray:
 
 def similarity_map(patches: np.ndarray, row: int, column: int) -> np.ndarray:
     """Cosine similarity, float32 [h, w], of the patches [h, w, D] of an image to the one at (row, column)."""
-    units = _unit(patches)
-    return (units @ units[row, column]).astype(np.float32)
+    flat = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
+    chosen = patches[row, column][None].astype(np.float64)
+    return cosine_similarity(flat, chosen).reshape(patches.shape[:2]).astype(np.float32)
 
 
 def position_similarity(model: Backbone) -> np.ndarray:
@@ -255,13 +254,6 @@ def position_similarity(model: Backbone) -> np.ndarray:
     Raises:
       ValueError: not a vision transformer.
     """
-    table = np.asarray(as_transformer(model, "positional embeddings").pos_embed[...], np.float32)[0, 1:]
+    table = np.asarray(as_transformer(model, "positional embeddings").pos_embed[...], np.float64)[0, 1:]
     side = round(len(table) ** 0.5)
-    units = _unit(table)
-    return (units @ units.T).astype(np.float32).reshape(side, side, side, side)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Unit vectors along the last axis, float64; zeros stay zeros."""
-    x = x.astype(np.float64)
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    return cosine_similarity(table).astype(np.float32).reshape(side, side, side, side)

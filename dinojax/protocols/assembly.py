@@ -18,7 +18,8 @@ from dinojax.config.study import StudyConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import check_headers
 from dinojax.data.memory import Decoded, decode_all
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError

@@ -10,7 +10,8 @@ import numpy as np
 from dinojax import tree
 from dinojax.augment import geometry
 from dinojax.data.memory import decode_all
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Backbone
 from dinojax.protocols.features import FeatureRunner, pooled

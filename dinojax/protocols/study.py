@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dinojax.data.records import Records
-from dinojax.data.splits import Fold, cases_table, folds_table
+from dinojax.data.records import Fold, Records
+from dinojax.data.splits import cases_table, folds_table
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.task import Task
 from dinojax.report.figures import draw_run
 from dinojax.report.predictions import case_rows, read_predictions, write_predictions
-from dinojax.report.results import make_result, read_run
+from dinojax.report.results import make_result
 from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
 from dinojax.runs.files import read_json, replacing, write_json
 
@@ -196,9 +196,7 @@ class Study:
             "recipe": dict(self.recipe),
             **assemble(table, classes, settings, facts, self.selection, self.criterion),
         }
-        baseline = read_run(self.out / "pixels") if (self.out / "pixels").exists() else None
-        result = dataclasses.replace(make_result(self.out, results, table), baseline=baseline)
-        draw_run(result, self.out / "figures")
+        draw_run(make_result(self.out, results, table), self.out / "figures")
         self._keep_models(results)
         write_json(self.out / "results.json", results)
         shutil.rmtree(self.out / "units")

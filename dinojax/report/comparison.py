@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dinojax.report.figures import baseline_name, run_names
+from dinojax.report.figures import run_names
 from dinojax.report.predictions import questions
-from dinojax.report.render import Block, Heading, Picture, Table, Text
+from dinojax.report.render import Block, Heading, Picture, Table
 from dinojax.report.results import Result, baselines, by_task
+from dinojax.report.selection import COMPUTED
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
@@ -43,20 +44,16 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
       `folds` [{fold, auc}], `mean_auc`, `sd_auc`, `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`,
       and `recipe`.
     """
-    # Pixels, folds and method are the same in all runs of a task.
-    return [
-        row
-        for of_task in by_task(runs).values()
-        for row in (*(_row(run, "run") for run in of_task), *(_row(run, "baseline") for run in baselines(of_task)[:1]))
-    ]
+    return [_row(run) for of_task in by_task(runs).values() for run in of_task]
 
 
-def _row(run: Result, kind: str) -> dict[str, Any]:
+def _row(run: Result) -> dict[str, Any]:
     selection, selections = run.facts["selection"], run.facts["selections"]
     task, starting_point, protocol, seed = run.key
     return {
         **{"task": task, "starting_point": starting_point, "protocol": protocol},
-        **{"seed": seed if kind == "run" else None, "kind": kind, "cases": len(run.test)},
+        **({"seed": None, "kind": "baseline"} if run.is_baseline else {"seed": seed, "kind": "run"}),
+        "cases": len(run.test),
         "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
         **{name: selection[name] for name in _SPREAD},
         "selection": selection["protocol"],
@@ -74,20 +71,17 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -> list[Block]:
     """The report, from the main table on."""
-    rows = rows_of(runs)
+    tasks, rows = by_task(runs), rows_of(runs)
     blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows)]
-    blocks += [Text(READING), Text(SELECTION)]
     criteria = dict.fromkeys(run.facts["selections"]["nested"]["criterion"] for run in runs)
-    blocks += [Text(NESTED.format(criterion=_CRITERIA[name])) for name in criteria]
-    blocks.append(Text(PUBLISHED))
+    blocks += [READING, SELECTION, *(NESTED.format(criterion=_CRITERIA[name]) for name in criteria), PUBLISHED]
     for row in rows:
         if without := [str(entry["fold"]) for entry in row["folds"] if entry["auc"] is None]:
             name = f"{row['task']}, {row['starting_point']}, {row['protocol']}"
-            blocks.append(Text(f"{name}: fold {', '.join(without)} has no AUC, as its test cases lack a class."))
-    blocks += [Heading(2, "How it was done"), _recipes(runs)]
-    for task, of_task in by_task(runs).items():
-        blocks += _task(task, of_task)
-        blocks += pictures[task]
+            blocks.append(f"{name}: fold {', '.join(without)} has no AUC, as its test cases lack a class.")
+    blocks += [Heading(2, "How it was done"), _recipes([run for of_task in tasks.values() for run in of_task])]
+    for task, of_task in tasks.items():
+        blocks += [*_task(task, of_task), *pictures[task]]
     return blocks
 
 
@@ -112,33 +106,30 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _recipes(runs: Sequence[Result]) -> Table:
-    shown = [run for of_task in by_task(runs).values() for run in (*of_task, *baselines(of_task)[:1])]
-    keys = list(dict.fromkeys(name for run in shown for name in run.facts["recipe"]))
+    keys = dict.fromkeys(name for run in runs for name in run.facts["recipe"])
     rows = [
         [
             *map(str, run.key),
             ", ".join(setting["setting"] for setting in run.facts["settings"]),
             *(_cell(run.facts["recipe"].get(name)) for name in keys),
         ]
-        for run in shown
+        for run in runs
     ]
     return Table([*_KEY, "settings", *(name.replace("_", " ") for name in keys)], rows)
 
 
-def _task(task: str, runs: Sequence[Result]) -> list[Block]:
+def _task(task: str, shown: Sequence[Result]) -> list[Block]:
+    runs = [run for run in shown if not run.is_baseline]
     asked = questions(runs[0].test, runs[0].classes)
     counts = f"{len(runs[0].test)} test cases over {len(runs[0].folds)} folds"
-    blocks: list[Block] = [Heading(2, task)]
     if len(asked) == 1:
         positive = int(asked[0].labels.sum())
         counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name}"
-        blocks.append(Text(f"{counts}."))
-    else:
-        blocks += [Text(f"{counts}."), _questions_table(runs)]
-    sentences = (*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs))
-    blocks += [Text(text) for text in sentences]
-    facts = list(dict.fromkeys(name for run in runs for entry in run.folds for name in entry))
-    facts = [name for name in facts if name not in ("fold", "setting", "threshold", "auc", "label_auc")]
+    blocks: list[Block] = [Heading(2, task), f"{counts}."]
+    if len(asked) > 1:
+        blocks.append(_questions_table(shown))
+    blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
+    facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
     rows = [
         [
@@ -150,17 +141,16 @@ def _task(task: str, runs: Sequence[Result]) -> list[Block]:
         for entry in run.folds
     ]
     note = "The selected settings. Thresholds are those with the largest Youden's J on the validation part."
-    return [*blocks, Table(header, rows), Text(note)]
+    return [*blocks, Table(header, rows), note]
 
 
 def _questions_table(runs: Sequence[Result]) -> Table:
     """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
-    shown = [*runs, *baselines(runs)[:1]]
-    header = ["label", "known", "positive", *run_names(runs), *map(baseline_name, baselines(runs)[:1])]
+    header = ["label", "known", "positive", *run_names(runs)]
     rows = [
         [
             *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
-            *(_spread(run.facts["selection"]["label_auc"][question.name]) for run in shown),
+            *(_spread(run.facts["selection"]["label_auc"][question.name]) for run in runs),
         ]
         for question in questions(runs[0].test, runs[0].classes)
     ]
@@ -169,11 +159,11 @@ def _questions_table(runs: Sequence[Result]) -> Table:
 
 def _undefined(run: Result) -> list[str]:
     """A sentence for each fold where a label, or a class against the rest, has no AUC: the same in all runs."""
-    names = {entry["fold"]: [k for k, auc in entry.get("label_auc", {}).items() if auc is None] for entry in run.folds}
     return [
-        f"Fold {fold} has no AUC of {', '.join(absent)}: its test cases lack known positive or known negative ones."
-        for fold, absent in names.items()
-        if absent
+        f"Fold {entry['fold']} has no AUC of {', '.join(absent)}: "
+        "its test cases lack known positive or known negative ones."
+        for entry in run.folds
+        if (absent := [name for name, auc in entry.get("label_auc", {}).items() if auc is None])
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from dinojax.report import plots
 from dinojax.report.predictions import questions
 from dinojax.report.render import Picture
-from dinojax.report.results import Result, baselines, by_task
+from dinojax.report.results import Result, by_task
 
 
 def draw_run(run: Result, folder: Path) -> None:
@@ -17,7 +17,8 @@ def draw_run(run: Result, folder: Path) -> None:
     curves = [plots.Curve(name, questions(rows, run.classes)) for name, rows in parts.items()]
     task, starting_point, protocol, _ = run.key
     title = f"{task}, {starting_point}, {protocol}"
-    plots.plot_roc([*curves, *_baseline_curves([run])], f"{title}: test cases", folder / "roc.png")
+    baseline = [] if run.baseline is None else _curves([run.baseline])
+    plots.plot_roc([*curves, *baseline], f"{title}: test cases", folder / "roc.png")
     _draw_losses(run, title, folder / "losses.png")
 
 
@@ -26,12 +27,10 @@ def draw_comparison(runs: Sequence[Result], folder: Path) -> dict[str, list[Pict
     pictures: dict[str, list[Picture]] = {}
     file = _free_names(folder)
     for task, of_task in by_task(runs).items():
-        names = run_names(of_task)
-        curves = [plots.Curve(name, questions(run.test, run.classes)) for name, run in zip(names, of_task, strict=True)]
         path = file(f"roc_{task}")
-        plots.plot_roc([*curves, *_baseline_curves(of_task)], f"{task}: test cases of all folds", path)
+        plots.plot_roc(_curves(of_task), f"{task}: test cases of all folds", path)
         pictures[task] = [Picture(path, f"ROC of the test cases of all folds, {task}")]
-        for name, run in zip(names, of_task, strict=True):
+        for name, run in zip(run_names(of_task), of_task, strict=True):
             if run.history is not None:
                 path = file(f"losses_{'_'.join(map(str, run.key))}")
                 _draw_losses(run, f"{task}, {name}", path)
@@ -41,22 +40,20 @@ def draw_comparison(runs: Sequence[Result], folder: Path) -> dict[str, list[Pict
 
 def run_names(runs: Sequence[Result]) -> list[str]:
     """What tells the runs of one task apart: the starting point, and protocol and seed where there are several."""
-    protocols, seeds = (len({run.key[place] for run in runs}) > 1 for place in (2, 3))
+    own = [run.key for run in runs if not run.is_baseline]
+    protocols, seeds = (len({key[place] for key in own}) > 1 for place in (2, 3))
     return [
-        f"{starting_point}{f', {protocol}' if protocols else ''}{f', seed {seed}' if seeds else ''}"
-        for _, starting_point, protocol, seed in (run.key for run in runs)
+        f"{starting_point} (baseline)"
+        if run.is_baseline
+        else f"{starting_point}{f', {protocol}' if protocols else ''}{f', seed {seed}' if seeds else ''}"
+        for run, (_, starting_point, protocol, seed) in ((run, run.key) for run in runs)
     ]
 
 
-def baseline_name(baseline: Result) -> str:
-    """A baseline's name in tables and legends."""
-    return f"{baseline.key[1]} (baseline)"
-
-
-def _baseline_curves(runs: Sequence[Result]) -> list[plots.Curve]:
+def _curves(runs: Sequence[Result]) -> list[plots.Curve]:
     return [
-        plots.Curve(baseline_name(baseline), questions(baseline.test, baseline.classes), muted=True)
-        for baseline in baselines(runs)[:1]
+        plots.Curve(name, questions(run.test, run.classes), muted=run.is_baseline)
+        for name, run in zip(run_names(runs), runs, strict=True)
     ]
 
 

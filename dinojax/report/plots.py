@@ -38,25 +38,30 @@ def plot_roc(curves: Sequence[Curve], title: str, path: Path) -> None:
       title: of the figure.
       path: PNG to write.
     """
-    panels = len(curves[0].questions)
-    columns = min(panels, 3)
-    rows = -(-panels // columns)
     # Beyond some curves the legend would hide them: it moves below the panel.
     below = len(curves) > 7
     height = 4.9 + (0.5 + 0.19 * len(curves) if below else 0)
-    figure = Figure(figsize=(4.8 * columns, height * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[panels:]:
-        axis.set_axis_off()
-    for place, axis in enumerate(axes[:panels]):
+    legend: dict[str, Any] = (
+        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)} if below else {"loc": "lower right"}
+    )
+    figure, axes = _panels(len(curves[0].questions), 3, (4.8, height), title)
+    for place, axis in enumerate(axes):
         _roc_panel(axis, [(curve.name, curve.questions[place], curve.muted) for curve in curves])
         axis.set_anchor("N")
-        axis.legend(fontsize=7.5, **(_BELOW if below else {"loc": "lower right"}))
-    figure.suptitle(title, fontsize=11)
+        axis.legend(fontsize=7.5, **legend)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
-_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+def _panels(count: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of `size` (width, height) in inches, at most `columns` in a row."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.3), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
 
 
 def _roc_panel(axis: Axes, curves: Sequence[tuple[str, Question, bool]]) -> None:
@@ -127,15 +132,11 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int) -> None:
     if not lines:
         return
     panels = metrics_panels(pd.json_normalize([json.loads(line) for line in lines]).set_index("step"), prototypes)
-    columns = min(max(len(panels), 1), 3 if len(panels) <= 9 else 4)
-    rows = max(-(-len(panels) // columns), 1)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    for axis, panel in zip(axes, panels, strict=False):
+    if not panels:
+        return
+    figure, axes = _panels(len(panels), 3 if len(panels) <= 9 else 4, (4.4, 3.1), "Pre-training")
+    for axis, panel in zip(axes, panels, strict=True):
         _draw(axis, panel)
-    figure.suptitle("Pre-training", fontsize=12)
     figure.savefig(path, dpi=110)
 
 
@@ -161,8 +162,14 @@ def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
     waited = {}
     if {"time.data_wait", "time.seconds"} <= found.keys():
         waited = {"data_wait / seconds": (found["time.data_wait"] / found["time.seconds"]).dropna()}
+    probe, title, best = pick("probe", "probe_balanced"), "k-NN probe", None
+    if "probe" in probe:
+        best = int(np.argmax(probe["probe"].to_numpy()))
+        title += f": best {probe['probe'].iloc[best]:.3f} at step {probe['probe'].index[best]}"
+    baselines = {"probe_pixels": "k-NN on 32×32 pixels", "probe_majority": "largest class"}
+    lines = {shown: float(found[name].iloc[-1]) for name, shown in baselines.items() if name in found}
     panels = [
-        _probe_panel(found),
+        Panel(title, probe, lines, best),
         Panel("Loss (weighted sum)", pick("loss")),
         Panel("DINO loss", total, uniform),
         Panel("DINO terms", dino),
@@ -180,19 +187,6 @@ def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
         Panel("Share of the time waiting for data", waited),
     ]
     return [panel for panel in panels if panel.curves]
-
-
-def _probe_panel(found: Mapping[str, pd.Series]) -> Panel:
-    """Accuracy of the k-NN probe, the best marked, with those of the baselines."""
-    title = "k-NN probe"
-    if "probe" not in found:
-        return Panel(title, {})
-    curves = {name: found[name] for name in ("probe", "probe_balanced") if name in found}
-    names = {"probe_pixels": "k-NN on 32×32 pixels", "probe_majority": "largest class"}
-    lines = {shown: float(found[name].iloc[-1]) for name, shown in names.items() if name in found}
-    place = int(np.argmax(found["probe"].to_numpy()))
-    step = int(found["probe"].index[place])
-    return Panel(f"{title}: best {found['probe'].iloc[place]:.3f} at step {step}", curves, lines, best=place)
 
 
 def _draw(axis: Axes, panel: Panel) -> None:

@@ -16,7 +16,6 @@ from dinojax.runs.files import reason, replacing
 
 COLUMNS = ("task", "starting_point", "protocol", "seed", "setting", "fold", "split")
 COLUMNS += ("path", "frame", "patient_id", "study_id", "volume_id")
-_NUMBERS = ("seed", "fold")
 
 
 class Question(NamedTuple):
@@ -73,9 +72,10 @@ def read_predictions(path: Path, classes: Sequence[str]) -> pd.DataFrame:
       RunError: it cannot be read, lacks a column, or holds a label or a score that cannot be.
     """
     try:
-        types: dict[Hashable, type] = {name: int if name in _NUMBERS else str for name in COLUMNS}
-        types |= dict.fromkeys(("label", *label_columns(classes), *score_columns(classes)), str)
-        table = pd.read_csv(path, dtype=types, keep_default_na=False)
+        types: dict[Hashable, type] = dict.fromkeys(
+            (*COLUMNS, "label", *label_columns(classes), *score_columns(classes)), str
+        )
+        table = pd.read_csv(path, dtype=types | {"seed": int, "fold": int}, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read: {reason(error)}; restore it, or repeat the run") from error
     known = ["label"] if "label" in table else label_columns(classes)

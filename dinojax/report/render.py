@@ -14,12 +14,6 @@ class Heading(NamedTuple):
     text: str
 
 
-class Text(NamedTuple):
-    """A paragraph."""
-
-    text: str
-
-
 class Table(NamedTuple):
     """A table of cells that are text already."""
 
@@ -34,7 +28,8 @@ class Picture(NamedTuple):
     caption: str
 
 
-Block = Heading | Text | Table | Picture
+Block = Heading | str | Table | Picture
+"""A string is a paragraph."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -57,8 +52,8 @@ def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
 def _markdown(block: Block, folder: Path) -> str:
     if isinstance(block, Heading):
         return f"{'#' * block.level} {block.text}"
-    if isinstance(block, Text):
-        return block.text
+    if isinstance(block, str):
+        return block
     if isinstance(block, Picture):
         return f"![{block.caption}]({block.path.relative_to(folder).as_posix()})\n\n*{block.caption}*"
     rows = [block.header, ["---"] * len(block.header), *block.rows]
@@ -76,8 +71,8 @@ def to_html(blocks: Sequence[Block]) -> str:
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
         return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-    if isinstance(block, Text):
-        return f"<p>{html.escape(block.text)}</p>"
+    if isinstance(block, str):
+        return f"<p>{html.escape(block)}</p>"
     if isinstance(block, Picture):
         data = base64.b64encode(block.path.read_bytes()).decode()
         caption = html.escape(block.caption)

@@ -29,6 +29,7 @@ class Result:
     """Losses of each fold's chosen setting, where the protocol has epochs."""
     baseline: "Result | None"
     """What raw pixels reach on the same folds: the run in `pixels/`."""
+    is_baseline: bool = False
 
     @property
     def key(self) -> Key:
@@ -66,13 +67,9 @@ def read_run(directory: Path) -> Result:
         raise UsageError(f"{directory} is unfinished: it has no results.json; run its command again")
     facts = read_json(path)
     try:
-        result = _recomputed(directory, facts)
+        return _recomputed(directory, facts)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: is not of this version ({error!r}); repeat the run with another --out") from error
-    baseline = read_run(directory / "pixels") if (directory / "pixels").is_dir() else None
-    if baseline is not None and baseline.cases() != result.cases():
-        raise RunError(f"{baseline.directory} and {directory} do not test the same cases in the same folds")
-    return dataclasses.replace(result, baseline=baseline)
 
 
 def _recomputed(directory: Path, facts: Mapping[str, Any]) -> Result:
@@ -99,17 +96,29 @@ def _recomputed(directory: Path, facts: Mapping[str, Any]) -> Result:
 
 
 def make_result(directory: Path, facts: Mapping[str, Any], table: pd.DataFrame) -> Result:
-    """A run as its selected settings predicted, without its baseline.
+    """A run as its selected settings predicted.
 
     Args:
-      directory: of the run; its `history.csv` is read, if there is one.
+      directory: of the run; its `history.csv` and its baseline are read, if it has them.
       facts: the contents of `results.json`.
       table: the contents of `predictions.csv`.
+
+    Raises:
+      RunError: they cannot be read, or the baseline has other cases.
     """
     chosen = {entry["fold"]: entry["setting"] for entry in facts["selection"]["folds"]}
     history = directory / "history.csv"
-    losses = _read_history(history, chosen) if history.is_file() else None
-    return Result(directory, facts, select_rows(table, "test", chosen), losses, baseline=None)
+    try:
+        losses = of_settings(pd.read_csv(history, dtype={"setting": str}), chosen) if history.is_file() else None
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{history}: cannot be read: {reason(error)}") from error
+    result = Result(directory, facts, select_rows(table, "test", chosen), losses, baseline=None)
+    if not (directory / "pixels").is_dir():
+        return result
+    baseline = dataclasses.replace(read_run(directory / "pixels"), is_baseline=True)
+    if baseline.cases() != result.cases():
+        raise RunError(f"{baseline.directory} and {directory} do not test the same cases in the same folds")
+    return dataclasses.replace(result, baseline=baseline)
 
 
 def _facts(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,14 +141,6 @@ def _differences(stated: Any, computed: Any, where: str = "") -> Iterator[tuple[
             yield where, stated, computed
     elif stated != computed:
         yield where, stated, computed
-
-
-def _read_history(path: Path, chosen: Mapping[int, str]) -> pd.DataFrame:
-    try:
-        history = pd.read_csv(path, dtype={"setting": str})
-        return of_settings(history, chosen)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def check_comparable(runs: Sequence[Result]) -> None:
@@ -177,11 +178,14 @@ def check_comparable(runs: Sequence[Result]) -> None:
 
 
 def by_task(runs: Iterable[Result]) -> dict[str, list[Result]]:
-    """The runs of every task, in the order given."""
+    """The runs of every task, in the order given, and after them the first's baseline.
+
+    Pixels, folds and method are the same in all runs of a task, so one baseline stands for all.
+    """
     tasks: dict[str, list[Result]] = {}
     for run in runs:
         tasks.setdefault(run.key[0], []).append(run)
-    return tasks
+    return {task: [*of_task, *baselines(of_task)[:1]] for task, of_task in tasks.items()}
 
 
 def baselines(runs: Iterable[Result]) -> list[Result]:

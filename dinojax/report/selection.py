@@ -38,8 +38,7 @@ def assemble(
     Raises:
       RunError: `published` was asked for, and no setting has a mean test AUC.
     """
-    names = [str(setting["setting"]) for setting in settings]
-    folds = sorted({fold for fold, _ in kept})
+    folds, names = sorted({fold for fold, _ in kept}), [str(setting["setting"]) for setting in settings]
     described = []
     for setting, name in zip(settings, names, strict=True):
         summary = summarise(select_rows(table, "test", dict.fromkeys(folds, name)), folds, classes)
@@ -53,9 +52,8 @@ def assemble(
             for name in names
         }
         nested[fold] = best(merits)
-    means = {name: entry["mean_auc"] for name, entry in zip(names, described, strict=True)}
-    defined = {name: mean for name, mean in means.items() if mean is not None}
-    published = dict.fromkeys(folds, best(defined)) if defined else None
+    means = {entry["setting"]: entry["mean_auc"] for entry in described if entry["mean_auc"] is not None}
+    published = dict.fromkeys(folds, best(means)) if means else None
 
     selections = {
         "nested": _selected("nested", criterion, nested, table, classes, kept),

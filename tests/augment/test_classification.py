@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from dinojax.augment.classification import eval_transform, train_transform
+from dinojax.augment.classification import train_transform
 from dinojax.config.finetune import AugmentConfig
 
 NOTHING = AugmentConfig(rotation=0, horizontal_flip=0, scale=(1.0, 1.0), shear=0, shift=0)
@@ -22,14 +22,6 @@ def train(image: np.ndarray, config: AugmentConfig, seed: int = 0, size: int = 6
     assert result["label"] == 1
     assert result["index"] == 5
     return result["image"]
-
-
-def test_evaluation_resizes_to_a_square_bilinearly():
-    image = smooth(50, 80, 3)
-    result = eval_transform({"image": image, "label": 0, "index": 3}, 64)
-    expected = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(result["image"], expected)
-    assert result["index"] == 3
 
 
 def test_with_all_ranges_zero_only_a_flip_and_a_crop_are_left():

@@ -12,9 +12,9 @@ from dinojax.config.pretrain import PhotometryConfig
 from tests import goldens_reader
 
 OPERATIONS = {
-    "brightness_1.3": lambda x: intensity.adjust_brightness(x, 1.3),
-    "contrast_0.7": lambda x: intensity.adjust_contrast(x, 0.7),
-    "saturation_1.2": lambda x: intensity.adjust_saturation(x, 1.2),
+    "brightness_1.3": lambda x: intensity.adjust(x, 0, 1.3),
+    "contrast_0.7": lambda x: intensity.adjust(x, 1, 0.7),
+    "saturation_1.2": lambda x: intensity.adjust(x, 2, 1.2),
     "hue_0.07": lambda x: intensity.adjust_hue(x, 0.07),
     "hue_-0.1": lambda x: intensity.adjust_hue(x, -0.1),
     "grayscale": intensity.to_grayscale,
@@ -73,9 +73,9 @@ def test_jitter_takes_every_order_and_no_other(channels):
         expected = image
         for operation in order:
             expected = [
-                lambda x, f=1 + 0.4 * draws[0]: intensity.adjust_brightness(x, f),
-                lambda x, f=1 + 0.4 * draws[1]: intensity.adjust_contrast(x, f),
-                lambda x, f=1 + 0.2 * draws[2]: intensity.adjust_saturation(x, f),
+                lambda x, f=1 + 0.4 * draws[0]: intensity.adjust(x, 0, f),
+                lambda x, f=1 + 0.4 * draws[1]: intensity.adjust(x, 1, f),
+                lambda x, f=1 + 0.2 * draws[2]: intensity.adjust(x, 2, f),
                 lambda x, f=0.1 * draws[3]: intensity.adjust_hue(x, f),
             ][operation](expected)
         # One step of the hue's 8 bits, or of the mean's, may fall to the other side.

@@ -12,7 +12,8 @@ from dinojax.augment import geometry
 from dinojax.data.decode import BadFile
 from dinojax.data.memory import MemorySource, decode_all
 from dinojax.data.pipeline import training_batches
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.errors import RunError
 
 VIEWS = {"square": partial(geometry.square, size=6), "shape": lambda image: np.array(image.shape, np.int32)}

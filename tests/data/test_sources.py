@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dinojax.data.decode import BadFile, check_headers, decode
-from dinojax.data.records import read_records
+from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource
 from dinojax.errors import RunError, UsageError
 

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from dinojax.data.fold_files import write_fold_files
-from dinojax.data.records import Records, read_records
-from dinojax.data.splits import Fold, folds_table, grouped_folds, make_folds, multilabel_folds
+from dinojax.data.reading import read_records
+from dinojax.data.records import Fold, Records
+from dinojax.data.splits import folds_table, grouped_folds, make_folds, multilabel_folds
 from dinojax.errors import RunError, UsageError
 from tests.tasks import write_task
 
@@ -42,7 +43,7 @@ def test_no_patient_stands_in_two_parts_of_a_fold(folds):
 @pytest.mark.parametrize("grouped", [True, False])
 def test_a_fold_holds_everything_once_and_all_is_tested_and_validated_once(grouped):
     labels, groups = make_patients()
-    folds = grouped_folds(labels, groups if grouped else None, 5, seed=1)
+    folds = grouped_folds(labels, groups if grouped else np.arange(len(labels)), 5, seed=1)
     everything = np.arange(len(labels))
     for fold in folds:
         np.testing.assert_array_equal(np.sort(np.concatenate(parts(fold))), everything)
@@ -53,7 +54,7 @@ def test_a_fold_holds_everything_once_and_all_is_tested_and_validated_once(group
 @pytest.mark.parametrize("grouped", [True, False])
 def test_classes_are_spread_evenly(grouped):
     labels, groups = make_patients(count=200)
-    for fold in grouped_folds(labels, groups if grouped else None, 5, seed=2):
+    for fold in grouped_folds(labels, groups if grouped else np.arange(len(labels)), 5, seed=2):
         for name in "abc":
             for part in parts(fold):
                 assert abs((labels[part] == name).mean() - (labels == name).mean()) < 0.05
@@ -72,14 +73,14 @@ def test_a_class_with_fewer_patients_than_folds_is_refused():
     assert len(grouped_folds(labels, groups, 4, seed=0)) == 4
     with pytest.raises(UsageError, match=r"class 'rare' has 4 groups \(patients\), too few for 5 folds"):
         grouped_folds(labels, groups, 5, seed=0)
-    assert len(grouped_folds(labels, None, 5, seed=0)) == 5
-    with pytest.raises(UsageError, match="class 'rare' has 10 images, too few for 11 folds"):
-        grouped_folds(labels, None, 11, seed=0)
+    assert len(grouped_folds(labels, np.arange(len(labels)), 5, seed=0)) == 5
+    with pytest.raises(UsageError, match=r"class 'rare' has 10 groups \(patients\), too few for 11 folds"):
+        grouped_folds(labels, np.arange(len(labels)), 11, seed=0)
 
 
 def test_two_folds_leave_nothing_to_train_on():
     with pytest.raises(UsageError, match="folds is 2; at least 3"):
-        grouped_folds(np.arange(10) % 2, None, 2, seed=0)
+        grouped_folds(np.arange(10) % 2, np.arange(10), 2, seed=0)
 
 
 def test_a_slice_without_a_class_is_refused():
@@ -93,7 +94,7 @@ def test_a_slice_without_a_class_is_refused():
 def test_fold_files_have_the_published_layout(tmp_path):
     labels = ["no", "yes"] * 6
     paths = [f"images/{place}.png" for place in range(12)]
-    folds = grouped_folds(np.array(labels), None, 3, seed=0)
+    folds = grouped_folds(np.array(labels), np.arange(12), 3, seed=0)
     write_fold_files(tmp_path, "knee", paths, labels, folds)
     names = {f"knee_{split}_fold{number}.csv" for split in ("train", "val", "test") for number in (1, 2, 3)}
     assert {file.name for file in (tmp_path / "dataframe").iterdir()} == names
@@ -184,9 +185,10 @@ def make_labels(patients: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 @pytest.mark.parametrize("grouped", [True, False])
 def test_folds_of_several_labels(grouped: bool) -> None:
     labels, groups = make_labels()
-    folds = multilabel_folds(labels, groups if grouped else None, 5, seed=1)
+    groups = groups if grouped else np.arange(len(labels))
+    folds = multilabel_folds(labels, groups, 5, seed=1)
     np.testing.assert_array_equal(np.sort(np.concatenate([fold.test for fold in folds])), np.arange(len(labels)))
-    for fold, again in zip(folds, multilabel_folds(labels, groups if grouped else None, 5, seed=1), strict=True):
+    for fold, again in zip(folds, multilabel_folds(labels, groups, 5, seed=1), strict=True):
         for part, same in zip(parts(fold), parts(again), strict=True):
             np.testing.assert_array_equal(part, same)
         if grouped:
@@ -194,7 +196,7 @@ def test_folds_of_several_labels(grouped: bool) -> None:
             assert not set(groups[fold.val]) & set(groups[fold.test])
         # The rarer of the two labels with enough patients is spread evenly.
         assert abs(np.nanmean(labels[fold.test, 1]) - np.nanmean(labels[:, 1])) < 0.15
-    others = multilabel_folds(labels, groups if grouped else None, 5, seed=2)
+    others = multilabel_folds(labels, groups, 5, seed=2)
     assert not all(np.array_equal(a.test, b.test) for a, b in zip(folds, others, strict=True))
 
 
@@ -202,7 +204,7 @@ def test_the_rarest_positive_label_is_the_stratum() -> None:
     """Ten images have the rare label beside the common one: stratified by the rare one, each slice has two."""
     labels = np.zeros((50, 2), np.float32)
     labels[:30, 0], labels[:10, 1] = 1, 1
-    for fold in multilabel_folds(labels, None, 5, seed=0):
+    for fold in multilabel_folds(labels, np.arange(len(labels)), 5, seed=0):
         assert labels[fold.test].sum(axis=0).tolist() == [6, 2]
 
 
@@ -211,17 +213,17 @@ def test_strata_of_too_few_patients_are_merged() -> None:
     labels[:15, 0], labels[:2, 1] = 1, 1  # the rare label's two join the fifteen without any
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # scikit-learn's, of a stratum with fewer images than folds
-        folds = multilabel_folds(labels, None, 5, seed=0)
+        folds = multilabel_folds(labels, np.arange(len(labels)), 5, seed=0)
     assert [int((labels[fold.test, 0] == 1).sum() - labels[fold.test, 1].sum()) for fold in folds].count(3) >= 3
     labels = np.ones((30, 2), np.float32)
     labels[:15, 0], labels[0] = 0, 0  # one image without any joins the largest
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert sorted(len(fold.test) for fold in multilabel_folds(labels, None, 5, seed=0)) == [6] * 5
+        assert sorted(len(fold.test) for fold in multilabel_folds(labels, np.arange(len(labels)), 5, seed=0)) == [6] * 5
     with pytest.raises(UsageError, match=r"4 groups \(patients\), too few for 5 folds"):
         multilabel_folds(labels, np.arange(30) % 4, 5, seed=0)
     with pytest.raises(UsageError, match="folds is 2"):
-        multilabel_folds(labels, None, 2, seed=0)
+        multilabel_folds(labels, np.arange(len(labels)), 2, seed=0)
 
 
 def of_several_labels(records: Records, labels: np.ndarray) -> Records:

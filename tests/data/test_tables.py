@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.data import files, tables
+from dinojax.data import files
 from dinojax.data.fold_files import write_fold_files
-from dinojax.data.records import Records, read_records
+from dinojax.data.reading import read_records
+from dinojax.data.records import Fold, Records
 from dinojax.data.sources import ImageSource
-from dinojax.data.splits import Fold
 from dinojax.errors import RunError, UsageError
 
 HEADER = ("path", "label_effusion", "label_nodule")
@@ -125,12 +125,6 @@ def test_frames_tell_images_of_one_file_apart(tmp_path: Path) -> None:
     write_manifest(tmp_path, ("path", "label", "frame"), ("0.png", "a", 1), ("1.png", "b", 1), ("0.png", "a", 1))
     with pytest.raises(RunError, match=r"row 4: 0.png is listed before, in row 2"):
         read(data)
-
-
-def test_equal_hashes_are_no_proof() -> None:
-    assert hash(("a.png", -1)) == hash(("a.png", -2))
-    assert tables._find_repeated(["a.png", "a.png"], [-1, -2]) is None
-    assert tables._find_repeated(["a.png", "a.png", "b/../a.png"], [-1, -2, -2]) == (2, 1)
 
 
 @pytest.mark.parametrize("listing_pays", [0, 10_000])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dinojax.data.decode import BadFile
 from dinojax.data.pipeline import prefetch, training_batches
-from dinojax.data.records import read_records
+from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource
 from dinojax.data.workers import _WorkerReports
 from dinojax.errors import RunError

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from dinojax import preprocess, tree
-from dinojax.data.records import read_records
+from dinojax.data.reading import read_records
 from dinojax.look import figures, numbers
 from dinojax.models import Backbone, VisionTransformer, create_model, create_transformer
 from dinojax.protocols.knn import Neighbours

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from dinojax.data.splits import Fold
+from dinojax.data.records import Fold
 from dinojax.errors import UsageError
 from dinojax.protocols import knn
 from dinojax.protocols.study import Unit

@@ -5,7 +5,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dinojax.data.splits import Fold
+from dinojax.data.records import Fold
 from dinojax.protocols import pixels
 from dinojax.protocols.study import Unit
 from dinojax.protocols.task import Task

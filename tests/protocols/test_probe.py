@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from dinojax import preprocess, tree
-from dinojax.augment.classification import eval_transform
+from dinojax.augment import geometry
 from dinojax.data.decode import decode
 from dinojax.errors import RunError, UsageError
 from dinojax.models import VisionTransformer, create_transformer
@@ -64,7 +64,7 @@ def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     data, model = write_images(tmp_path / "data", classes, patients), tiny()
     probe = Probe(model, str(data), size=28, k=5)
     decoded = [decode(data / f"{number:03}.png") for number in range(18)]
-    resized = [eval_transform({"image": image}, 28)["image"] for image in decoded]
+    resized = [geometry.square(image, 28) for image in decoded]
     token = jax.jit(lambda image: model(preprocess(image[None], model)).pooled[0])
     tokens = np.stack([token(image) for image in resized])
     np.testing.assert_allclose(probe.features(tree.split(model)[1]), tokens, atol=1e-5)

@@ -96,9 +96,9 @@ def test_all_protocols_stand_in_one_report(model: Path, tmp_path: Path) -> None:
 def label_aucs(rows: pd.DataFrame) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name in LABELS:
-        known = rows[rows[f"label_{name}"] != ""]
-        truth = known[f"label_{name}"].astype(float)
-        found[name] = float(roc_auc_score(truth, known[f"score_{name}"])) if truth.nunique() == 2 else None
+        known = rows.loc[rows[f"label_{name}"] != ""]
+        truth = known[f"label_{name}"].to_numpy(float)
+        found[name] = float(roc_auc_score(truth, known[f"score_{name}"])) if len(set(truth)) == 2 else None
     return found
 
 
@@ -109,7 +109,7 @@ def test_four_labels_with_gaps(several: Path, model: Path, tmp_path: Path) -> No
         results, test = json.loads((out / "results.json").read_text()), read(out)
         assert results["classes"] == list(LABELS)
         for entry in results["selection"]["folds"]:
-            expected = label_aucs(test[(test["fold"] == entry["fold"]) & (test["setting"] == entry["setting"])])
+            expected = label_aucs(test.loc[(test["fold"] == entry["fold"]) & (test["setting"] == entry["setting"])])
             assert entry["label_auc"] == pytest.approx(expected, abs=1e-12)
             defined = [value for value in expected.values() if value is not None]
             assert entry["auc"] == pytest.approx(np.mean(defined), abs=1e-12)

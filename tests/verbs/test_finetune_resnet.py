@@ -18,7 +18,7 @@ from dinojax.augment.geometry import square
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.model import ModelConfig
 from dinojax.data.memory import decode_all
-from dinojax.data.records import read_records
+from dinojax.data.reading import read_records
 from dinojax.errors import UsageError
 from dinojax.models import Preprocessing, ResNet
 from dinojax.models.heads import Classifier

@@ -9,6 +9,7 @@ Lengths are in sides of the image, depths in shares of the depth shown, levels i
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, map_coordinates
@@ -100,52 +101,35 @@ class Fan:
         return 0.5 + radius * np.sin(angle), self.apex + radius * np.cos(angle)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outline:
-    """A lesion's outline: an ellipse with waves and spicules."""
+def _draw_outline(rng: np.random.Generator, scene: Scene) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Draws a lesion's outline, an ellipse with waves and spicules.
 
-    centre: tuple[float, float]
-    radius: float
-    aspect: float
-    rotation: float
-    waves: np.ndarray  # [W, 2] amplitude and phase of the waves, from 2 a turn on
-    spicules: np.ndarray  # [S, 3] angle, width and reach
+    Returns:
+      The distance of (column, row) from the lesion's centre, as a share of the way to the outline: below 1 inside.
+    """
+    edge, middle = scene.fan.cartesian(np.array(scene.lesion_depth), np.array(1.0))
+    centre = 0.5 + scene.lesion_side * max(float(edge) - 0.5 - scene.radius, 0.0)
+    amplitudes, phases = rng.normal(0, scene.roughness, 6) / np.arange(1, 7) ** 0.7, rng.uniform(0, 2 * np.pi, 6)
+    count = round(scene.spicules)
+    angles = 2 * np.pi * (np.arange(count) + rng.uniform(-0.4, 0.4, count)) / max(count, 1)
+    widths, lengths = rng.uniform(0.07, 0.22, count), scene.reach * rng.uniform(0.4, 1.6, count)
+    turn = np.linspace(-np.pi, np.pi, 721)
+    reach = np.ones_like(turn)
+    for turns, (amplitude, phase) in enumerate(zip(amplitudes, phases, strict=True), start=2):
+        reach += amplitude * np.cos(turns * turn + phase)
+    for angle, width, length in zip(angles, widths, lengths, strict=True):
+        away = np.angle(np.exp(1j * (turn - angle)))
+        reach += length * np.exp(-((away / width) ** 2))
+    reach *= scene.radius / np.sqrt((reach**2).mean())
 
-    def distance(self, column: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """From the centre, as a share of the way to the outline: below 1 inside."""
-        x, z = column - self.centre[0], row - self.centre[1]
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        across, down = (x * cos + z * sin) / np.sqrt(self.aspect), (z * cos - x * sin) * np.sqrt(self.aspect)
-        turn = np.linspace(-np.pi, np.pi, 721)
-        reach = self._reach(turn)
-        reach *= self.radius / np.sqrt((reach**2).mean())
+    def distance(column: np.ndarray, row: np.ndarray) -> np.ndarray:
+        x, z = column - centre, row - float(middle)
+        cos, sin = np.cos(scene.rotation), np.sin(scene.rotation)
+        across = (x * cos + z * sin) / np.sqrt(scene.aspect)
+        down = (z * cos - x * sin) * np.sqrt(scene.aspect)
         return np.hypot(across, down) / np.interp(np.arctan2(down, across), turn, reach)
 
-    def _reach(self, angle: np.ndarray) -> np.ndarray:
-        reach = np.ones_like(angle)
-        for turns, (amplitude, phase) in enumerate(self.waves, start=2):
-            reach += amplitude * np.cos(turns * angle + phase)
-        for middle, width, length in self.spicules:
-            away = np.angle(np.exp(1j * (angle - middle)))
-            reach += length * np.exp(-((away / width) ** 2))
-        return reach
-
-
-def _draw_outline(rng: np.random.Generator, scene: Scene) -> Outline:
-    edge, row = scene.fan.cartesian(np.array(scene.lesion_depth), np.array(1.0))
-    room = max(float(edge) - 0.5 - scene.radius, 0.0)
-    waves = np.stack([rng.normal(0, scene.roughness, 6) / np.arange(1, 7) ** 0.7, rng.uniform(0, 2 * np.pi, 6)], axis=1)
-    count = round(scene.spicules)
-    spicules = np.stack(
-        [
-            2 * np.pi * (np.arange(count) + rng.uniform(-0.4, 0.4, count)) / max(count, 1),
-            rng.uniform(0.07, 0.22, count),
-            scene.reach * rng.uniform(0.4, 1.6, count),
-        ],
-        axis=1,
-    )
-    centre = (0.5 + scene.lesion_side * room, float(row))
-    return Outline(centre, scene.radius, scene.aspect, scene.rotation, waves, spicules)
+    return distance
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, int], depth: float, beam: float) -> np.ndarray:
@@ -234,14 +218,14 @@ def draw_image(rng: np.random.Generator, scene: Scene, size: int) -> tuple[np.nd
     """
     samples = round(1.5 * size)
     depth, beam = (np.mgrid[:samples, :samples] + 0.5) / samples
-    outline = _draw_outline(rng, scene)
-    distance = outline.distance(*scene.fan.cartesian(depth, beam))
-    echo, loss = _with_lesion(rng, scene, _tissue(rng, scene, depth), distance)
+    distance = _draw_outline(rng, scene)
+    away = distance(*scene.fan.cartesian(depth, beam))
+    echo, loss = _with_lesion(rng, scene, _tissue(rng, scene, depth), away)
     level = receive(rng, scene, echo, loss)
     row, column = (np.mgrid[:size, :size] + 0.5) / size
     depth, beam = scene.fan.polar(column, row)
     seen = map_coordinates(level, np.stack([depth, beam]) * samples - 0.5, order=1, mode="nearest")
     grey = 255 * (1 + (seen + scene.gain) / scene.dynamic_range)
     in_fan = (depth >= 0) & (depth <= 1) & (beam >= 0) & (beam <= 1)
-    mask = in_fan & (outline.distance(column, row) < 1)
+    mask = in_fan & (distance(column, row) < 1)
     return np.where(in_fan, grey.clip(0, 255).round(), 0).astype(np.uint8), np.where(mask, 255, 0).astype(np.uint8)

@@ -37,29 +37,17 @@ _PATIENT: Ranges = {
     "septa": (9, 15),
     "radius": (0.08, 0.14),
 }
-_LESION: dict[str, Ranges] = {
-    "benign": {
-        "aspect": (1.15, 1.9),
-        "roughness": (0.0, 0.04),
-        "spicules": (0, 0),
-        "reach": (0, 0),
-        "blur": (0.03, 0.07),
-        "darkness": (5, 12),
-        "attenuation": (-50, 0),
-        "halo": (0, 2),
-        "rim": (30, 30),
-    },
-    "malignant": {
-        "aspect": (0.65, 1.15),
-        "roughness": (0.06, 0.13),
-        "spicules": (5, 12),
-        "reach": (0.15, 0.45),
-        "blur": (0.1, 0.25),
-        "darkness": (5, 13),
-        "attenuation": (3, 58),
-        "halo": (2, 6),
-        "rim": (0, 0),
-    },
+# The same of the lesion, a column for each of `CLASSES`.
+_LESION = {
+    "aspect": ((1.15, 1.9), (0.65, 1.15)),
+    "roughness": ((0.0, 0.04), (0.06, 0.13)),
+    "spicules": ((0, 0), (5, 12)),
+    "reach": ((0, 0), (0.15, 0.45)),
+    "blur": ((0.03, 0.07), (0.1, 0.25)),
+    "darkness": ((5, 12), (5, 13)),
+    "attenuation": ((-50, 0), (3, 58)),
+    "halo": ((0, 2), (2, 6)),
+    "rim": ((30, 30), (0, 0)),
 }
 # What a view adds to its patient's values: another site, other settings, another position of the probe.
 _VIEW: Ranges = {
@@ -93,7 +81,8 @@ def draw_scenes(rng: np.random.Generator, label: str, patients: int, images_per_
       patients: how many.
       images_per_patient: of each.
     """
-    shared = _spread(rng, _PATIENT | _LESION[label], patients)
+    lesion = {name: ranges[CLASSES.index(label)] for name, ranges in _LESION.items()}
+    shared = _spread(rng, _PATIENT | lesion, patients)
     views = iter(_spread(rng, _VIEW, patients * images_per_patient))
 
     def view(patient: dict[str, float]) -> Scene:
