@@ -32,7 +32,6 @@ from dinojax.config.pretrain import LossConfig, OptimConfig, TeacherConfig
 from dinojax.dino import state as states
 from dinojax.dino.masking import MaskPlan
 from dinojax.dino.step import make_train_step
-from dinojax.dino.timeline import Timeline
 from dinojax.models import VisionTransformer, create_transformer
 from dinojax.models.heads import DINOHead
 
@@ -40,7 +39,7 @@ TARGETS = {0.0: 1.5, 0.3: 1.4}  # on a CPU
 MEMORY_TARGET = 1.5
 GPU_TARGET = 1.3
 STEPS, PROTOTYPES, PATCHES = 1000, 65536, 256
-TIMELINE = Timeline(STEPS, lr_warmup=STEPS // 10, temperature_warmup=STEPS * 3 // 10)
+TIMELINE = states.Timeline(STEPS, lr_warmup=STEPS // 10, temperature_warmup=STEPS * 3 // 10)
 SIDES = ("torch", "dinojax", "compiled")
 
 
@@ -177,7 +176,7 @@ def make_batch(batch: int) -> dict[str, np.ndarray]:
 def make_model(drop_path: float) -> tuple[VisionTransformer, states.Graphs, dict[str, jax.Array]]:
     backbone = create_transformer("vits14", nnx.Rngs(0), drop_path=drop_path, drop_path_uniform=True)
     head = DINOHead(backbone.width, PROTOTYPES, 2048, 256, 3, nnx.Rngs(1))
-    return backbone, *states.split_modules(backbone, {"dino_head": head})
+    return backbone, *states.split_modules({"backbone": backbone, "dino_head": head})
 
 
 class Ours:
@@ -192,7 +191,7 @@ class Ours:
         dtype = jnp.bfloat16 if options.bfloat16 else jnp.float32
         logged = np.arange(STEPS) % 10 == 9  # as the presets have it
         made = make_train_step(graphs, optimizer, schedules, LossConfig(), bound, dtype=dtype, logged=logged)
-        self.state = states.init_state(graphs, params, optimizer)
+        self.state = states.init_state(params, optimizer)
         self.batch: Any = jax.device_put(make_batch(options.batch))
         lowered = jax.jit(made, donate_argnums=0).lower(self.state, self.batch)
         self.flops = (lowered.cost_analysis() or {}).get("flops", float("nan"))  # before fusion and library calls

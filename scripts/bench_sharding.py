@@ -22,7 +22,6 @@ from dinojax.config.pretrain import HeadConfig, LossConfig, OptimConfig, Teacher
 from dinojax.dino import state as states
 from dinojax.dino.masking import MaskPlan
 from dinojax.dino.step import make_train_step
-from dinojax.dino.timeline import Timeline
 from dinojax.models import create_transformer
 from dinojax.models.heads import DINOHead
 
@@ -45,11 +44,11 @@ def compiled_memory(devices: int) -> int:
             DINOHead(1536, head.prototypes, head.hidden, head.bottleneck, head.layers, nnx.Rngs(1)),
         )
     )
-    graphs, params = states.split_modules(backbone, {"dino_head": made})
-    timeline, optim = Timeline(10), OptimConfig()
+    graphs, params = states.split_modules({"backbone": backbone, "dino_head": made})
+    timeline, optim = states.Timeline(10), OptimConfig()
     schedules = states.make_schedules(timeline, 8, optim, TeacherConfig())
     optimizer = states.make_optimizer(params, backbone.arguments.depth, schedules, timeline, optim)
-    state = jax.eval_shape(lambda params: states.init_state(graphs, params, optimizer), params)
+    state = jax.eval_shape(lambda params: states.init_state(params, optimizer), params)
     mesh = sharding.make_mesh(8, fsdp=0, devices=devices)
     placed = sharding.state_sharding(mesh, state)
 

@@ -8,9 +8,9 @@ from flax import nnx
 
 import dinojax
 from dinojax import optim, schedules, tree
-from dinojax.config.pretrain import OptimConfig, TeacherConfig
-from dinojax.dino.state import make_schedules
-from dinojax.dino.timeline import Timeline, make_timeline
+from dinojax.config.pretrain import OptimConfig, PretrainConfig, TeacherConfig
+from dinojax.dino.assembly import make_timeline
+from dinojax.dino.state import Timeline, make_schedules
 from dinojax.errors import UsageError
 from tests import goldens_reader as goldens
 from tests import rebuilt
@@ -50,9 +50,7 @@ def test_golden_head_groups() -> None:
 
 def lay_out(**given: Any) -> Timeline:
     """Of 10,240 images in batches of 256, 100 epochs by default."""
-    settings: dict[str, Any] = {"batch_size": 256, "epochs": 100, "steps": None, "steps_per_epoch": None}
-    settings |= {"head_warmup": 0, "optim": OptimConfig(), "teacher": TeacherConfig()}
-    return make_timeline(10_240, **(settings | given))
+    return make_timeline(PretrainConfig("d", "o", **{"steps_per_epoch": None, **given}), 10_240)
 
 
 def test_an_epoch_is_a_pass_or_as_long_as_configured() -> None:
@@ -62,7 +60,7 @@ def test_an_epoch_is_a_pass_or_as_long_as_configured() -> None:
 
 def test_the_schedules_come_after_the_heads_warmup() -> None:
     """The rest of the run is what the epochs are stretched over; the learning rate is at its peak before."""
-    timeline = lay_out(steps=250, head_warmup=50)
+    timeline = lay_out(steps=250, head_warmup_steps=50)
     assert timeline == Timeline(250, 40, 50, 20, 60, 2)
     assert timeline.warmup == 70
     lr = make_schedules(timeline, 1024, OptimConfig(lr=1.0), TeacherConfig()).lr
@@ -70,7 +68,7 @@ def test_the_schedules_come_after_the_heads_warmup() -> None:
     assert lr[50] == 0
     assert lr[69] == 1.0
     with pytest.raises(UsageError, match="head_warmup_steps 250 leave none of the 250 steps"):
-        lay_out(steps=250, head_warmup=250)
+        lay_out(steps=250, head_warmup_steps=250)
     with pytest.raises(UsageError, match=r"epochs 0\.001 make no step"):
         lay_out(epochs=0.001)
 

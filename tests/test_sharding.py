@@ -12,13 +12,12 @@ from dinojax.dino import state as states
 from dinojax.dino.forward import Batch
 from dinojax.dino.masking import MaskPlan
 from dinojax.dino.step import make_train_step
-from dinojax.dino.timeline import Timeline
 from dinojax.errors import UsageError
 from dinojax.models import create_transformer
 from dinojax.models.heads import DINOHead
 from tests.dino import test_step_goldens
 
-TIMELINE = Timeline(5, lr_warmup=1, temperature_warmup=30, frozen_prototypes=1)
+TIMELINE = states.Timeline(5, lr_warmup=1, temperature_warmup=30, frozen_prototypes=1)
 
 
 def plan(groups: int) -> MaskPlan:
@@ -43,12 +42,12 @@ def run(
     _, params = test_step_goldens.modules()
     backbone = create_transformer("vitt14", nnx.Rngs(0), width=32, depth=2, heads=2, image_size=70, **drop)
     heads = {name: DINOHead(32, 128, 48, 16, 3, nnx.Rngs(1)) for name in ("dino_head", "ibot_head")}
-    graphs, fresh = states.split_modules(backbone, heads)
+    graphs, fresh = states.split_modules({"backbone": backbone, **heads})
     params = fresh | params
     schedules = states.make_schedules(TIMELINE, 8, OptimConfig(lr=1e-3), TeacherConfig())
     optimizer = states.make_optimizer(params, 2, schedules, TIMELINE, OptimConfig())
     mesh = sharding.make_mesh(8, fsdp, devices)
-    state = sharding.put_state(mesh, states.init_state(graphs, params, optimizer))
+    state = sharding.put_state(mesh, states.init_state(params, optimizer))
     placed = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
     made = make_train_step(graphs, optimizer, schedules, loss, plan(groups).bound, groups=groups, accumulate=accumulate)
     step = jax.jit(made, donate_argnums=0, out_shardings=placed)
@@ -110,10 +109,10 @@ def test_a_models_state_is_spread() -> None:
     """With FSDP over eight devices each holds little more than an eighth of a tiny model's state."""
     backbone = create_transformer("vitt14", nnx.Rngs(0), width=64, depth=2, heads=2, image_size=28)
     heads = {"dino_head": DINOHead(64, 512, 64, 64, 3, nnx.Rngs(1))}
-    graphs, params = states.split_modules(backbone, heads)
+    _, params = states.split_modules({"backbone": backbone, **heads})
     schedules = states.make_schedules(TIMELINE, 8, OptimConfig(), TeacherConfig())
     optimizer = states.make_optimizer(params, 2, schedules, TIMELINE, OptimConfig())
-    state = states.init_state(graphs, params, optimizer)
+    state = states.init_state(params, optimizer)
     total = sum(array.nbytes for array in jax.tree.leaves(state))
     for fsdp, share in ((1, 1.0), (8, 1 / 7)):
         placed = sharding.put_state(sharding.make_mesh(8, fsdp), state)

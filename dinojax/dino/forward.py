@@ -54,6 +54,8 @@ class StepContext(NamedTuple):
 
     graphs: Graphs
     loss: LossConfig
+    groups: int
+    """G, of the whole batch."""
     temperature: jax.Array
     """Of the teacher, float32 scalar."""
     images: int
@@ -68,19 +70,16 @@ class StepContext(NamedTuple):
         return rearrange(crops, "b v h w c -> (b v) h w c").astype(self.dtype)
 
     def backbone(self, params: Params) -> VisionTransformer:
-        return tree.merge(self.graphs.backbone, tree.subtree("backbone", params))
+        return tree.merge(self.graphs["backbone"], tree.subtree("backbone", params))
 
-    def dino_head(self, params: Params) -> DINOHead:
-        return self._projection("dino_head", params)
-
-    def ibot_head(self, params: Params) -> DINOHead:
-        return self._projection(self.graphs.ibot_head, params)
+    def heads(self, params: Params) -> dict[str, DINOHead]:
+        """The projection head of each term, `dino` and `ibot`; one for both where iBOT has none of its own."""
+        names = [name for name in self.graphs if name != "backbone"]
+        made = {name: tree.merge(self.graphs[name], tree.subtree(name, params)) for name in names}
+        return {term: made.get(f"{term}_head", made["dino_head"]) for term in ("dino", "ibot")}
 
     def prototypes(self, params: Params) -> dict[str, jax.Array]:
-        """[E, K] of the projection head of each term, `dino` and `ibot`."""
-        names = {"dino": "dino_head", "ibot": self.graphs.ibot_head}
-        columns = {name: self._projection(name, params).last_layer.columns() for name in set(names.values())}
-        return {term: columns[name] for term, name in names.items()}
-
-    def _projection(self, name: str, params: Params) -> DINOHead:
-        return tree.merge(self.graphs.projections[name], tree.subtree(name, params))
+        """[E, K] of the projection head of each term."""
+        heads = self.heads(params)
+        dino = heads["dino"].last_layer.normalised()
+        return {"dino": dino, "ibot": dino if "ibot_head" not in self.graphs else heads["ibot"].last_layer.normalised()}

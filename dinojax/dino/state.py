@@ -1,4 +1,4 @@
-"""The state of a pre-training run, the schedules that it follows, and its optimizer."""
+"""The state of a pre-training run, the timeline and schedules that it follows, and its optimizer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from flax import nnx
 
 from dinojax import schedules, tree
 from dinojax.config.pretrain import OptimConfig, TeacherConfig
-from dinojax.dino.timeline import Timeline
-from dinojax.models import VisionTransformer
-from dinojax.models.heads import DINOHead
 from dinojax.optim import WEIGHT_DECAY, adamw, layer_decay, multipliers
 from dinojax.tree import Params
 
+Graphs = dict[str, nnx.GraphDef]
+"""The static halves of `backbone`, `dino_head` and, where iBOT has a head of its own, `ibot_head`. The teacher's
+backbone drops no paths: it is never called in training mode."""
 BACKBONE = r"backbone\..*"
 PROTOTYPES = r"(dino|ibot)_head\.last_layer\..*"
 
@@ -37,17 +37,26 @@ class TrainState:
     """`dino` and `ibot`, [K] each: the running means of the softmax centering."""
 
 
-class Graphs(NamedTuple):
-    """The static halves of the modules. The teacher's backbone drops no paths: it is never called in training mode."""
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """The length of a run and of its phases, in steps.
 
-    backbone: nnx.GraphDef
-    projections: dict[str, nnx.GraphDef]
-    """The projection heads: `dino_head`, and `ibot_head` where iBOT has its own."""
+    The backbone is frozen for the first `head_warmup` steps, which the schedules, and so `lr_warmup` and
+    `temperature_warmup`, come after.
+    """
+
+    steps: int
+    steps_per_epoch: int = 1
+    head_warmup: int = 0
+    lr_warmup: int = 0
+    temperature_warmup: int = 0
+    frozen_prototypes: int = 0
+    """Counted from the first step of the run."""
 
     @property
-    def ibot_head(self) -> str:
-        """Name of the projection head that iBOT's patches go through."""
-        return "ibot_head" if "ibot_head" in self.projections else "dino_head"
+    def warmup(self) -> int:
+        """Steps until backbone and heads are trained at the peak learning rate."""
+        return self.head_warmup + self.lr_warmup
 
 
 class Schedules(NamedTuple):
@@ -118,27 +127,23 @@ def make_optimizer(
     )
 
 
-def split_modules(backbone: VisionTransformer, projections: Mapping[str, DINOHead]) -> tuple[Graphs, Params]:
-    """The modules' static halves, and all parameters under `backbone.` and the projection heads' names."""
-    backbone_graph, backbone_params = tree.split(backbone)
-    params = tree.prefixed("backbone", backbone_params)
-    graphs = {}
-    for name, head in projections.items():
-        graphs[name], head_params = tree.split(head)
-        params |= tree.prefixed(name, head_params)
-    return Graphs(backbone_graph, graphs), params
+def split_modules(modules: Mapping[str, nnx.Module]) -> tuple[Graphs, Params]:
+    """The static halves of `backbone` and projection heads by name, and all parameters with the name before them."""
+    graphs, params = {}, {}
+    for name, module in modules.items():
+        graphs[name], own = tree.split(module)
+        params |= tree.prefixed(name, own)
+    return graphs, params
 
 
-def init_state(graphs: Graphs, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step: student and teacher start equal, as published."""
-    sizes = {
-        name: params[f"{head}.last_layer.weight_g"].shape[0]
-        for name, head in (("dino", "dino_head"), ("ibot", graphs.ibot_head))
-    }
+    shared = params["dino_head.last_layer.weight_g"]
+    sizes = {term: params.get(f"{term}_head.last_layer.weight_g", shared).shape for term in ("dino", "ibot")}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         student=params,
         teacher=jax.tree.map(jnp.copy, params),
         optimizer=optimizer.init(params),
-        centers={name: jnp.zeros((prototypes,)) for name, prototypes in sizes.items()},
+        centers={term: jnp.zeros(size) for term, size in sizes.items()},
     )

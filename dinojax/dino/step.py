@@ -8,7 +8,7 @@ the other; what the losses need of the whole batch (the centering's bias, KoLeo'
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from dinojax.dino.forward import Batch, BatchSlice, StepContext, split_batch
 from dinojax.dino.masked_patches import take_masked
 from dinojax.dino.state import Graphs, Schedules, TrainState
 from dinojax.dino.teacher import TeacherOutputs, center, teacher_outputs
-from dinojax.models.heads import compare
+from dinojax.models.heads import prototype_logits
 from dinojax.optim import apply_updates, at, submodule_norms
 from dinojax.tree import Params
 
@@ -66,18 +66,21 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         images = len(batch["globals"])
-        context = StepContext(graphs, loss, at(schedules.teacher_temp, state.step), images, dtype)
+        context = StepContext(graphs, loss, groups, at(schedules.teacher_temp, state.step), images, dtype)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         slices = split_batch(batch, key, masked_bound, groups, accumulate)
 
         teacher = context.cast(state.teacher)
         prototypes = context.prototypes(teacher)
         outputs = accumulation.map_slices(partial(teacher_outputs, context, teacher), slices)
-        biases, centers = center(context, prototypes, outputs, slices, state.centers)
-        koleo, koleo_gradient = _koleo_over_slices(context, state.student, slices, groups)
-        differentiate = jax.grad(
-            partial(_student_loss, context, prototypes=prototypes, biases=biases, groups=groups), has_aux=True
-        )
+        biases, centers = center(context, prototypes, outputs, state.centers)
+
+        def targets_of(term: str, one: TeacherOutputs) -> jax.Array:
+            logits = prototype_logits(one.embedded[term][0], prototypes[term])
+            return losses.targets(logits, context.temperature, biases[term])
+
+        koleo, koleo_gradient = _koleo_over_slices(context, state.student, slices)
+        differentiate = jax.grad(partial(_student_loss, context, targets_of), has_aux=True)
         gradients, (terms, target_sums) = accumulation.sum_slices(
             lambda one: differentiate(state.student, *one), (slices, outputs, koleo_gradient)
         )
@@ -108,39 +111,29 @@ def make_train_step(
     return train_step
 
 
-class _TargetSums(NamedTuple):
-    """Sums over a slice's targets of the DINO term."""
-
-    entropy: jax.Array
-    target: jax.Array
-    """[K]"""
-    largest: jax.Array
-    """[K]: how often each prototype is a target's largest."""
-
-
-def _koleo(loss: LossConfig, tokens: jax.Array, groups: int) -> jax.Array:
+def _koleo(context: StepContext, tokens: jax.Array) -> jax.Array:
     """The weighted term of class tokens [b, V, D]: the sum over the views, each with its own neighbours."""
-    groups = groups if loss.koleo_per_group else 1
+    loss, groups = context.loss, context.groups if context.loss.koleo_per_group else 1
     views = rearrange(tokens, "(g b) v d -> (g v) b d", g=groups)
     return loss.koleo_weight * jax.vmap(partial(losses.koleo_loss, eps=loss.koleo_eps))(views).sum() / groups
 
 
 def _koleo_over_slices(
-    context: StepContext, student: Params, slices: BatchSlice, groups: int
+    context: StepContext, student: Params, slices: BatchSlice
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """With several slices: the term of the whole batch, and its gradient by every class token [A, b, V, D]."""
     if len(slices.globals) == 1 or context.loss.koleo_weight == 0:
         return None, None
-    tokens = accumulation.map_slices(lambda one: _student_features(context, context.cast(student), one)[0], slices)
+    tokens = accumulation.map_slices(lambda one: _on_globals(context, context.cast(student), one)[0], slices)
 
     def term(tokens: jax.Array) -> jax.Array:
-        return _koleo(context.loss, accumulation.join(tokens, groups), groups)
+        return _koleo(context, accumulation.join(tokens, context.groups))
 
     return jax.value_and_grad(term)(tokens.astype(jnp.float32))
 
 
-def _student_features(context: StepContext, student: Params, one: BatchSlice) -> tuple[jax.Array, jax.Array]:
-    """Of the global crops: class tokens [b, V, D] and patches [b·V, h, w, D]."""
+def _on_globals(context: StepContext, student: Params, one: BatchSlice) -> tuple[jax.Array, jax.Array]:
+    """The student's features of the global crops: class tokens [b, V, D] and patches [b·V, h, w, D]."""
     masks = None if one.masks is None else rearrange(one.masks, "b v n -> (b v) n")
     crops = context.images_of(one.globals)
     features = context.backbone(student)(crops, masks, train=True, key=one.keys[:, 0])
@@ -149,67 +142,58 @@ def _student_features(context: StepContext, student: Params, one: BatchSlice) ->
 
 def _student_loss(
     context: StepContext,
+    targets_of: Callable[[str, TeacherOutputs], jax.Array],
     student: Params,
     one: BatchSlice,
     outputs: TeacherOutputs,
     koleo_gradient: jax.Array | None,
-    *,
-    prototypes: dict[str, jax.Array],
-    biases: dict[str, jax.Array],
-    groups: int,
-) -> tuple[jax.Array, tuple[Metrics, _TargetSums]]:
-    """A slice's share of the loss and of its terms, and sums over its targets."""
+) -> tuple[jax.Array, tuple[Metrics, Metrics]]:
+    """A slice's share of the loss and of its terms, and sums over its targets of the DINO term."""
     student = context.cast(student)
     loss, (size, views), locals_ = context.loss, one.globals.shape[:2], one.locals.shape[1]
-    head, own, share = context.dino_head(student), context.prototypes(student), size / context.images
-    targets = losses.targets(compare(outputs.dino, prototypes["dino"]), context.temperature, biases["dino"])
-    target_sums = _TargetSums(losses.entropy(targets).sum(), targets.sum(0), _count_largest(targets))
+    heads, prototypes, share = context.heads(student), context.prototypes(student), size / context.images
+
+    def logits(term: str, features: jax.Array) -> jax.Array:
+        return prototype_logits(heads[term].embed(features), prototypes[term])
+
+    targets = targets_of("dino", outputs)
+    largest = jnp.zeros(targets.shape[1]).at[targets.argmax(1)].add(1.0)  # how often each prototype is
+    target_sums = {"entropy": losses.entropy(targets).sum(), "target": targets.sum(0), "largest": largest}
     # Each crop's targets come from the other one.
     targets = rearrange(targets, "(b v) k -> b v k", v=views)[:, ::-1]
-    tokens, patches = _student_features(context, student, one)
+    tokens, patches = _on_globals(context, student, one)
 
     # Every ordered pair of a student's and a teacher's view is one term, but for those of a global crop with itself.
     pairs = views * (views - 1) + views * locals_
-    global_loss = (
-        losses.cross_entropy(compare(head.embed(tokens), own["dino"]), targets, loss.student_temperature).mean() * share
-    )
+    global_loss = losses.cross_entropy(logits("dino", tokens), targets, loss.student_temperature).mean() * share
     terms = {"dino_global": loss.dino_weight * global_loss * views * (views - 1) / pairs}
-    terms |= {"dino_local": jnp.zeros(()), "ibot": jnp.zeros(())}
+    terms |= {"dino_local": jnp.zeros(()), "ibot": jnp.zeros(()), "koleo": jnp.zeros(())}
     if locals_:
-        crops = context.images_of(one.locals)
-        pooled = context.backbone(student)(crops, train=True, key=one.keys[:, 1]).pooled
-        logits = compare(head.embed(rearrange(pooled, "(b l) d -> b l d", b=size)), own["dino"])
-        terms["dino_local"] = (
-            loss.dino_weight * losses.dino_loss(logits, targets, loss.student_temperature) * share / pairs
-        )
-    if one.packed is not None and outputs.ibot is not None:
-        targets = losses.targets(compare(outputs.ibot, prototypes["ibot"]), context.temperature, biases["ibot"])
-        logits = compare(context.ibot_head(student).embed(take_masked(patches, one.packed)), own["ibot"])
-        weights = one.packed.weights
-        ibot = losses.ibot_loss(logits, targets, weights, context.images * views, loss.student_temperature)
-        terms["ibot"] = loss.ibot_weight * ibot
+        pooled = context.backbone(student)(context.images_of(one.locals), train=True, key=one.keys[:, 1]).pooled
+        local_logits = logits("dino", rearrange(pooled, "(b l) d -> b l d", b=size))
+        local_loss = losses.dino_loss(local_logits, targets, loss.student_temperature)
+        terms["dino_local"] = loss.dino_weight * local_loss * share / pairs
+    if one.packed is not None:
+        given = logits("ibot", take_masked(patches, one.packed)), targets_of("ibot", outputs), one.packed.weights
+        terms["ibot"] = loss.ibot_weight * losses.ibot_loss(*given, context.images * views, loss.student_temperature)
     tokens = tokens.astype(jnp.float32)
+    if koleo_gradient is None and loss.koleo_weight:
+        terms["koleo"] = _koleo(context, tokens)
+    total = jnp.asarray(sum(terms.values()))
     if koleo_gradient is not None:
         # A sum whose gradient by the tokens is that of the whole batch's term.
-        total = jnp.asarray(sum(terms.values())) + (koleo_gradient * tokens).sum()
-        return total, (terms | {"koleo": jnp.zeros(())}, target_sums)
-    terms["koleo"] = _koleo(loss, tokens, groups) if loss.koleo_weight else jnp.zeros(())
-    return jnp.asarray(sum(terms.values())), (terms, target_sums)
+        total += (koleo_gradient * tokens).sum()
+    return total, (terms, target_sums)
 
 
-def _count_largest(targets: jax.Array) -> jax.Array:
-    """How often each prototype is the largest of a row: [N, K] to [K]."""
-    return jnp.zeros(targets.shape[1]).at[targets.argmax(1)].add(1.0)
-
-
-def _target_metrics(sums: _TargetSums, images: int, terms: Metrics, loss: LossConfig) -> Metrics:
+def _target_metrics(sums: Metrics, images: int, terms: Metrics, loss: LossConfig) -> Metrics:
     """Health of the targets. KL is what the cross-entropy of the DINO terms has above the targets' own entropy."""
     count = 2 * images
-    entropy = sums.entropy / count
+    entropy = sums["entropy"] / count
     metrics = {
         "target_entropy": entropy,
-        "mean_target_entropy": losses.entropy(sums.target / count),
-        "prototypes_used": (sums.largest > 0).mean(),
+        "mean_target_entropy": losses.entropy(sums["target"] / count),
+        "prototypes_used": (sums["largest"] > 0).mean(),
     }
     if loss.dino_weight:
         metrics["kl"] = (terms["dino_global"] + terms["dino_local"]) / loss.dino_weight - entropy

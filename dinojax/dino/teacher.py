@@ -1,7 +1,7 @@
 """The teacher's half of a step: its outputs, and the bias that centers them into targets."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from dinojax.dino import accumulation, losses
 from dinojax.dino.forward import BatchSlice, StepContext
 from dinojax.dino.masked_patches import take_masked
-from dinojax.models.heads import compare
+from dinojax.models.heads import prototype_logits
 from dinojax.tree import Params
+
+Embedded = tuple[jax.Array, jax.Array | None]
 
 
 class TeacherOutputs(NamedTuple):
@@ -18,27 +20,24 @@ class TeacherOutputs(NamedTuple):
 
     tokens: jax.Array
     """[b·V, D]: class tokens."""
-    dino: jax.Array
-    """[b·V, E]: their embeddings."""
-    ibot: jax.Array | None
-    """[R, E]: the masked patches' embeddings."""
+    embedded: dict[str, Embedded]
+    """By term, what its head makes of the class tokens (`dino`, [b·V, E]) and of the masked patches (`ibot`, [R, E]);
+    and bool [R], False for rows of padding, None where there are none."""
 
 
 def teacher_outputs(context: StepContext, params: Params, one: BatchSlice) -> TeacherOutputs:
     """Runs the teacher on a slice."""
-    features = context.backbone(params)(context.images_of(one.globals))
-    dino = context.dino_head(params).embed(features.pooled)
-    if one.packed is None:
-        return TeacherOutputs(features.pooled, dino, None)
-    patches = take_masked(features.patches, one.packed)
-    return TeacherOutputs(features.pooled, dino, context.ibot_head(params).embed(patches))
+    features, heads = context.backbone(params)(context.images_of(one.globals)), context.heads(params)
+    embedded: dict[str, Embedded] = {"dino": (heads["dino"].embed(features.pooled), None)}
+    if one.packed is not None:
+        embedded["ibot"] = heads["ibot"].embed(take_masked(features.patches, one.packed)), one.packed.valid
+    return TeacherOutputs(features.pooled, embedded)
 
 
 def center(
     context: StepContext,
     prototypes: dict[str, jax.Array],
     outputs: TeacherOutputs,
-    slices: BatchSlice,
     centers: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The bias of each term's targets, and the centers for the next step: they are updated after their use.
@@ -47,29 +46,25 @@ def center(
       context: of the step.
       prototypes: the teacher's.
       outputs: of all slices, stacked.
-      slices: of the batch.
       centers: before the step.
     """
-    embedded: dict[str, Any] = {"dino": (outputs.dino, None)}
-    if slices.packed is not None:
-        embedded["ibot"] = (outputs.ibot, slices.packed.valid)
     biases, updated = {}, dict(centers)
-    for name, given in embedded.items():
-
-        def logits(one: Any, name: str = name) -> tuple[jax.Array, jax.Array | None]:
-            return compare(one[0], prototypes[name]), one[1]
-
+    for term, embedded in outputs.embedded.items():
         if context.loss.centering == "sinkhorn_knopp":
-            biases[name] = losses.sinkhorn_bias(given, logits, context.temperature)
-            continue
-
-        def total(one: Any, logits: Callable[..., Any] = logits) -> tuple[jax.Array, jax.Array]:
-            scores, valid = logits(one)
-            weights = jnp.ones(len(scores)) if valid is None else valid.astype(scores.dtype)
-            return jnp.matmul(weights, scores, precision=jax.lax.Precision.HIGHEST), weights.sum()
-
-        biases[name] = losses.softmax_bias(centers[name], context.temperature)
-        updated[name] = losses.update_center(
-            centers[name], *accumulation.sum_slices(total, given), context.loss.center_momentum
-        )
+            biases[term] = losses.sinkhorn_bias(embedded, partial(_logits, prototypes[term]), context.temperature)
+        else:
+            biases[term] = losses.softmax_bias(centers[term], context.temperature)
+            total, count = accumulation.sum_slices(partial(_sum_of_logits, prototypes[term]), embedded)
+            updated[term] = losses.update_center(centers[term], total, count, context.loss.center_momentum)
     return biases, updated
+
+
+def _logits(prototypes: jax.Array, one: Embedded) -> Embedded:
+    return prototype_logits(one[0], prototypes), one[1]
+
+
+def _sum_of_logits(prototypes: jax.Array, one: Embedded) -> tuple[jax.Array, jax.Array]:
+    """Over the rows that are not padding: [K], and their number."""
+    logits, valid = _logits(prototypes, one)
+    weights = jnp.ones(len(logits)) if valid is None else valid.astype(logits.dtype)
+    return jnp.matmul(weights, logits, precision=jax.lax.Precision.HIGHEST), weights.sum()

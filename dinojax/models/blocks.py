@@ -1,6 +1,5 @@
 """The layers of a vision transformer: patch embedding, attention, MLPs, and the block that they make up."""
 
-import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,13 @@ from flax import nnx
 
 Mlp = Literal["gelu", "swiglu"]
 _init_weight = nnx.initializers.truncated_normal(0.02)
+
+
+def uniform_initializer(bound: float) -> nnx.Initializer:
+    """Uniform in ± `bound`, as PyTorch's default initialisations are."""
+    return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(
+        key, shape, dtype, minval=-bound, maxval=bound
+    )
 
 
 class LayerScale(nnx.Module):
@@ -32,9 +38,7 @@ class Attention(nnx.Module):
         self.proj = nnx.Linear(width, width, kernel_init=_init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = self._projections(x)
-        # Softmax is float32 whatever the precision of the products.
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        scores, v = self._scores(x)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         # Normalising after the product with V divides N·d numbers rather than N·N.
         total = weights.sum(-1, keepdims=True)
@@ -44,15 +48,15 @@ class Attention(nnx.Module):
 
     def weights(self, x: jax.Array) -> jax.Array:
         """Attention weights: [B, N, D] to float32 [B, heads, N, N]; row i, of token i, sums to 1."""
-        q, k, _ = self._projections(x)
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores, axis=-1)
+        return jax.nn.softmax(self._scores(x)[0], axis=-1)
 
-    def _projections(self, x: jax.Array) -> jax.Array:
-        """Queries, keys and values: [3, B, heads, N, D / heads]."""
+    def _scores(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scores before the softmax, float32 [B, heads, N, N], and values [B, heads, N, D / heads]."""
         # Products of two-dimensional arrays are faster than of three-dimensional ones, forward and backward.
         qkv = self.qkv(rearrange(x, "b n d -> (b n) d"))
-        return rearrange(qkv, "(b n) (qkv h d) -> qkv b h n d", b=len(x), qkv=3, h=self.heads)
+        q, k, v = rearrange(qkv, "(b n) (qkv h d) -> qkv b h n d", b=len(x), qkv=3, h=self.heads)
+        # Float32 whatever the precision of the products.
+        return jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32), v
 
 
 class MLP(nnx.Module):
@@ -139,17 +143,9 @@ class PatchEmbed(nnx.Module):
     """Linear projection of non-overlapping patches, its kernel [P, P, C, D] that of the equivalent convolution."""
 
     def __init__(self, size: int, channels: int, width: int, rngs: nnx.Rngs) -> None:
-        bound = (channels * size**2) ** -0.5  # PyTorch's default for a convolution, which the published code keeps
-        uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
-        self.proj = nnx.Conv(
-            channels,
-            width,
-            (size, size),
-            strides=size,
-            kernel_init=lambda key, shape, dtype, **_: uniform(key, shape, dtype),
-            bias_init=lambda key, shape, dtype, **_: uniform(key, shape, dtype),
-            rngs=rngs,
-        )
+        # PyTorch's default for a convolution, which the published code keeps.
+        draw = uniform_initializer((channels * size**2) ** -0.5)
+        self.proj = nnx.Conv(channels, width, (size, size), strides=size, kernel_init=draw, bias_init=draw, rngs=rngs)
         self.size = size
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dinojax.models.blocks import uniform_initializer
 from dinojax.models.preprocessing import Backbone
 
 _init_weight = nnx.initializers.truncated_normal(0.02)
@@ -18,13 +19,8 @@ class DINOHead(nnx.Module):
     """
 
     def __init__(self, width: int, prototypes: int, hidden: int, bottleneck: int, layers: int, rngs: nnx.Rngs) -> None:
-        widths = [width, *[hidden] * (layers - 1), bottleneck]
-        self.mlp = nnx.List(
-            [
-                nnx.Linear(before, after, kernel_init=_init_weight, rngs=rngs)
-                for before, after in itertools.pairwise(widths)
-            ]
-        )
+        pairs = itertools.pairwise([width, *[hidden] * (layers - 1), bottleneck])
+        self.mlp = nnx.List([nnx.Linear(*pair, kernel_init=_init_weight, rngs=rngs) for pair in pairs])
         self.last_layer = Prototypes(bottleneck, prototypes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,17 +46,17 @@ class Prototypes(nnx.Module):
         self.weight_v = nnx.Param(jax.random.uniform(rngs.params(), (width, prototypes), minval=-bound, maxval=bound))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return compare(x, self.columns())
+        return prototype_logits(x, self.normalised())
 
-    def columns(self) -> jax.Array:
-        """The prototypes [bottleneck, K] as `compare` takes them: to normalise once for several calls."""
+    def normalised(self) -> jax.Array:
+        """The prototypes [bottleneck, K] as `prototype_logits` takes them: to normalise once for several calls."""
         v = self.weight_v[...].astype(jnp.float32)
         return (v * (self.weight_g[...] / jnp.linalg.norm(v, axis=0))).astype(self.weight_v[...].dtype)
 
 
-def compare(x: jax.Array, columns: jax.Array) -> jax.Array:
-    """Logits, float32 [..., K], of bottleneck features [..., bottleneck] on prototypes [bottleneck, K]."""
-    return jnp.matmul(x, columns, preferred_element_type=jnp.float32)
+def prototype_logits(x: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """Logits, float32 [..., K], of bottleneck features [..., bottleneck] on normalised prototypes [bottleneck, K]."""
+    return jnp.matmul(x, prototypes, preferred_element_type=jnp.float32)
 
 
 class LinearHead(nnx.Module):
@@ -108,12 +104,8 @@ class Classifier(nnx.Module):
         self.backbone = backbone
         self.renormalise = renormalise
         widths = [backbone.width, *([hidden] if hidden else []), outputs]
-        self.head = nnx.List(
-            [
-                nnx.Linear(before, after, kernel_init=_torch_linear(before), bias_init=_torch_linear(before), rngs=rngs)
-                for before, after in itertools.pairwise(widths)
-            ]
-        )
+        layers = itertools.pairwise(widths)
+        self.head = nnx.List([_torch_linear(before, after, rngs) for before, after in layers])
 
     def __call__(self, x: jax.Array, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Normalised images [B, H, W, C] to logits [B, outputs]; `train` and `key` are the backbone's."""
@@ -125,9 +117,7 @@ class Classifier(nnx.Module):
         return self.head[-1](x)
 
 
-def _torch_linear(inputs: int) -> nnx.Initializer:
-    """PyTorch's default for weights and biases of a linear layer: uniform in ± 1 / √inputs."""
-    bound = inputs**-0.5
-    return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(
-        key, shape, dtype, minval=-bound, maxval=bound
-    )
+def _torch_linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer with PyTorch's default weights and biases: uniform in ± 1 / √inputs."""
+    draw = uniform_initializer(inputs**-0.5)
+    return nnx.Linear(inputs, outputs, kernel_init=draw, bias_init=draw, rngs=rngs)

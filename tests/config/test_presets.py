@@ -16,8 +16,8 @@ import dinojax
 from dinojax import tree
 from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.dino.state import Schedules, make_optimizer, make_schedules
-from dinojax.dino.timeline import Timeline, make_timeline
+from dinojax.dino.assembly import make_timeline
+from dinojax.dino.state import Schedules, Timeline, make_optimizer, make_schedules
 from dinojax.models.heads import DINOHead
 from dinojax.tree import Params
 
@@ -76,16 +76,7 @@ def linspace(start: float, end: float, step: int, steps: int) -> float:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_schedules_over_a_whole_run(preset: str) -> None:
     recipe, config = RECIPES[preset], read(preset)
-    timeline = make_timeline(
-        recipe.images,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        steps=config.steps,
-        steps_per_epoch=config.steps_per_epoch,
-        head_warmup=config.head_warmup_steps,
-        optim=config.optim,
-        teacher=config.teacher,
-    )
+    timeline = make_timeline(config, recipe.images)
     steps = timeline.steps
     assert (steps, config.batch_size) == (recipe.steps, recipe.batch_size)
     made = make_schedules(timeline, config.batch_size, config.optim, config.teacher)

@@ -10,9 +10,8 @@ from dinojax import sharding, tree
 from dinojax.config.pretrain import LossConfig, OptimConfig
 from dinojax.dino import state as states
 from dinojax.dino.forward import Batch
-from dinojax.dino.state import Graphs, Schedules
+from dinojax.dino.state import Graphs, Schedules, Timeline
 from dinojax.dino.step import make_train_step
-from dinojax.dino.timeline import Timeline
 from dinojax.models import create_transformer
 from dinojax.models.heads import DINOHead
 from tests import goldens_reader as goldens
@@ -32,7 +31,7 @@ def modules() -> tuple[Graphs, dict[str, jax.Array]]:
     size = {"width": 32, "depth": 2, "heads": 2, "image_size": 70}
     backbone = create_transformer("vitt14", rngs=nnx.Rngs(0), **size)
     graphs, params = states.split_modules(
-        backbone, {"dino_head": DINOHead(32, 128, 48, 16, layers=3, rngs=nnx.Rngs(0))}
+        {"backbone": backbone, "dino_head": DINOHead(32, 128, 48, 16, layers=3, rngs=nnx.Rngs(0))}
     )
     converted = {}
     for prefix, convert in (("backbone", tables.dinov2_backbone), ("dino_head", tables.dino_head)):
@@ -74,7 +73,7 @@ def test_golden_steps(centering: str, devices: int, groups: int, accumulate: int
         make_train_step(graphs, optimizer, STEPS, loss, bound, groups=groups, accumulate=accumulate), donate_argnums=0
     )
     mesh = sharding.make_mesh(4, devices=devices)
-    state = jax.device_put(states.init_state(graphs, params, optimizer), sharding.replicated(mesh))
+    state = jax.device_put(states.init_state(params, optimizer), sharding.replicated(mesh))
     for i in range(3):
         state, metrics = step(state, jax.device_put(batch(i, golden[f"step{i}.masks"]), sharding.batch_sharding(mesh)))
         for ours, published in {
@@ -116,15 +115,15 @@ def test_health_of_the_targets_against_double_precision() -> None:
     given = batch(0, masks)
     given["globals"] = given["globals"].at[1].set(given["globals"][0])  # equal images share their prototype
     crops = jnp.asarray(given["globals"]).reshape(8, 70, 70, 3)
-    tokens = tree.merge(graphs.backbone, tree.subtree("backbone", params))(crops).pooled
-    head: DINOHead = tree.merge(graphs.projections["dino_head"], tree.subtree("dino_head", params))
+    tokens = tree.merge(graphs["backbone"], tree.subtree("backbone", params))(crops).pooled
+    head: DINOHead = tree.merge(graphs["dino_head"], tree.subtree("dino_head", params))
     logits, temperature = np.asarray(head(tokens), np.float64), float(STEPS.teacher_temp[0])
     targets = sinkhorn(logits, temperature)
 
     optimizer = states.make_optimizer(params, 2, STEPS, Timeline(3, frozen_prototypes=1), OptimConfig())
     bound = max(int(golden[f"step{i}.masks"].sum()) for i in range(3)) + 5
     step = jax.jit(make_train_step(graphs, optimizer, STEPS, LossConfig(), bound, groups=4, accumulate=4))
-    _, metrics = step(states.init_state(graphs, params, optimizer), given)
+    _, metrics = step(states.init_state(params, optimizer), given)
     largest = {int(row.argmax()) for row in targets}
     assert 1 < len(largest) <= 6
     assert float(metrics["prototypes_used"]) == pytest.approx(len(largest) / 128)
