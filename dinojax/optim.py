@@ -102,11 +102,8 @@ def apply_updates(params: Params, updates: Any) -> Params:
 
 def at(schedule: np.ndarray | float, step: jax.Array) -> jax.Array:
     """The value of a schedule at a step, float32; the last one beyond its end."""
-    return (
-        jnp.asarray(schedule, jnp.float32)[jnp.minimum(step, np.size(schedule) - 1)]
-        if np.ndim(schedule)
-        else (jnp.asarray(schedule, jnp.float32))
-    )
+    values = jnp.asarray(schedule, jnp.float32)
+    return values[jnp.minimum(step, values.size - 1)] if values.ndim else values
 
 
 def submodule_norms(gradients: Params) -> dict[str, jax.Array]:
@@ -118,11 +115,9 @@ def submodule_norms(gradients: Params) -> dict[str, jax.Array]:
 def clip_by_submodule(limit: float) -> optax.GradientTransformation:
     """Scales each submodule's gradients by min(1, limit / (norm + 1e-6)), like `torch.nn.utils.clip_grad_norm_`."""
 
-    def update(
-        updates: Params, state: optax.EmptyState, params: Params | None = None
-    ) -> tuple[Params, optax.EmptyState]:
+    def update(updates: Any, params: Any) -> Params:
         del params
         scales = {name: jnp.minimum(1.0, limit / (norm + 1e-6)) for name, norm in submodule_norms(updates).items()}
-        return {path: update * scales[path.split(".")[0]] for path, update in updates.items()}, state
+        return {path: update * scales[path.split(".")[0]] for path, update in updates.items()}
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # type: ignore[arg-type]
+    return optax.stateless(update)

@@ -21,33 +21,26 @@ from dinojax.errors import UsageError
 class Bounds:
     """Of a number, or of every number of a tuple, which must also be finite."""
 
-    low: float | None = None
+    low: float = -math.inf
     """The lowest value."""
-    high: float | None = None
+    high: float = math.inf
     """The highest."""
-    above: float | None = None
+    above: float = -math.inf
     """Every value is higher than this."""
-    below: float | None = None
+    below: float = math.inf
     """Every value is lower than this."""
 
     def problem(self, values: tuple[float, ...]) -> str | None:
         """What the values must be, unless they are."""
-        return None if all(map(self._holds, values)) else f"it must {self}"
-
-    def _holds(self, value: float) -> bool:
-        return (
-            math.isfinite(value)
-            and (self.low is None or value >= self.low)
-            and (self.high is None or value <= self.high)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        # What is not finite fails too, whatever the limits.
+        holds = all(self.low <= value <= self.high and self.above < value < self.below for value in values)
+        return None if holds else f"it must {self}"
 
     def __str__(self) -> str:
-        if self.low is not None and self.high is not None:
+        if math.isfinite(self.low) and math.isfinite(self.high):
             return f"lie in {self.low}..{self.high}"
         words = {"{} or above": self.low, "{} or below": self.high, "above {}": self.above, "below {}": self.below}
-        return "be " + ", and ".join(text.format(limit) for text, limit in words.items() if limit is not None)
+        return "be " + ", and ".join(text.format(limit) for text, limit in words.items() if math.isfinite(limit))
 
     def __repr__(self) -> str:  # as `--help` shows it
         return str(self).removeprefix("be ").removeprefix("lie ")

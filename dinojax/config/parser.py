@@ -6,6 +6,7 @@ checked, and an unknown key is refused by name. `--help` and `--print_config` li
 
 import argparse
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
@@ -59,13 +60,17 @@ def names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
+def nested(config: object) -> dict[str, Any]:
+    """A configuration as a YAML file holds it: sections are dicts, and tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
+
+
 def flatten(config: object) -> dict[str, Any]:
-    """A configuration as one level: `{"optim.lr": 1e-3, ...}`."""
+    """A configuration, or the sections of a YAML file, as one level: `{"optim.lr": 1e-3, ...}`."""
     flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{key}": inner for key, inner in flatten(value).items()}
+    for key, value in (config if isinstance(config, dict) else nested(config)).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
         else:
-            flat[field.name] = list(value) if isinstance(value, tuple) else value
+            flat[key] = value
     return flat

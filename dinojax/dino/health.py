@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,13 +66,13 @@ class _Rule(NamedTuple):
     """A metric on the wrong side of a limit counts as a collapse once it has stayed there."""
 
     metric: str
+    side: Literal["above", "below"]
     limit: float
-    above: bool
     what: str
     advice: str
 
     def holds(self, value: float) -> bool:
-        return value > self.limit if self.above else value < self.limit
+        return value > self.limit if self.side == "above" else value < self.limit
 
 
 class Guard:
@@ -93,23 +93,13 @@ class Guard:
         """
         self.steps = config.steps
         self.warmup_steps = warmup_steps
-        uniform, margin = math.log(prototypes), config.target_entropy
+        margin = config.target_entropy
+        uniform, one = "the targets collapsed to uniform ones", "the targets collapsed to one prototype"
+        warmer = "raise teacher.temperature, or center by sinkhorn_knopp"
         self._rules = (
-            _Rule("feature_std", config.feature_std, above=False, what="the features collapsed", advice=_SPREAD_ADVICE),
-            _Rule(
-                metric="target_entropy",
-                limit=uniform - margin,
-                above=True,
-                what="the targets collapsed to uniform ones",
-                advice="lower teacher.temperature",
-            ),
-            _Rule(
-                metric="mean_target_entropy",
-                limit=margin,
-                above=False,
-                what="the targets collapsed to one prototype",
-                advice="raise teacher.temperature, or center by sinkhorn_knopp",
-            ),
+            _Rule("feature_std", "below", config.feature_std, "the features collapsed", _SPREAD_ADVICE),
+            _Rule("target_entropy", "above", math.log(prototypes) - margin, uniform, "lower teacher.temperature"),
+            _Rule("mean_target_entropy", "below", margin, one, warmer),
         )
         self._since: dict[str, int] = {}
 
@@ -133,9 +123,8 @@ class Guard:
         for rule in self._rules:
             since = self._since.get(rule.metric, step + 1)
             if self.steps and rule.metric in metrics and step - since + 1 >= self.steps:
-                side = "above" if rule.above else "below"
                 return (
-                    f"{rule.what}: {rule.metric} is {side} {rule.limit:.4g} since step {since}, "
+                    f"{rule.what}: {rule.metric} is {rule.side} {rule.limit:.4g} since step {since}, "
                     f"{metrics[rule.metric]:.4g} at step {step}; {rule.advice}"
                 )
         return None

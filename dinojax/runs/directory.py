@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dinojax.config.parser import flatten
+from dinojax.config.parser import flatten, nested
 from dinojax.errors import RunError, UsageError
 from dinojax.runs.files import free_path, reason, write_json, write_text
 
@@ -22,7 +22,6 @@ _NOT_COMPARED = (
     *("out", "accept_changes", "on_bad_file", "keep_checkpoints"),
     *("threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
 )
-_ABSENT = object()
 
 
 @contextlib.contextmanager
@@ -82,7 +81,8 @@ def check_config(
     changed = _changed(before, values)
     refused = [key for key in changed if key not in accept_changes]
     if refused:
-        listed = ", ".join(f"{key} was {_show(before, key)}, is {_show(values, key)}" for key in refused)
+        was, now = ({key: repr(of[key]) if key in of else "not there" for key in refused} for of in (before, values))
+        listed = ", ".join(f"{key} was {was[key]}, is {now[key]}" for key in refused)
         advice = "choose another --out"
         if changeable is None or set(changed) <= set(changeable):
             advice += f", or resume with --accept_changes {','.join(changed)}"
@@ -107,7 +107,7 @@ def write_config(config: object, directory: Path, step: int | None = None) -> No
     if before is not None and _changed(before, values):
         name = "config.before" if step is None else f"config.before_step{step}"
         write_text(free_path(directory, name, ".yaml"), path.read_text())
-    write_text(path, yaml.safe_dump(_nest(values), sort_keys=False))
+    write_text(path, yaml.safe_dump(nested(config), sort_keys=False))
 
 
 def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
@@ -158,35 +158,14 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return flatten_mapping(yaml.safe_load(path.read_text()) or {})
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        sections = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(sections, dict):
+            raise ValueError("it holds no keys")
+        return flatten(sections)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} cannot be read ({reason(error)}); repair it, or choose another --out") from error
 
 
 def _changed(before: dict[str, Any], values: dict[str, Any]) -> list[str]:
     compared = [key for key in before.keys() | values.keys() if key.split(".")[0] not in _NOT_COMPARED]
     return sorted(key for key in compared if before.get(key) != values.get(key))
-
-
-def _show(values: dict[str, Any], key: str) -> str:
-    value = values.get(key, _ABSENT)
-    return "not there" if value is _ABSENT else repr(value)
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = value
-    return nested
-
-
-def flatten_mapping(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A YAML file's sections as one level, as `dinojax.config.flatten` makes it: `{"optim.lr": 1e-3, ...}`."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= flatten_mapping(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

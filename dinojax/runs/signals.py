@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM as a request to stop, which a run reads between two steps."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 
 class StopRequest:
@@ -17,9 +17,7 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

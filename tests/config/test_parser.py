@@ -9,7 +9,6 @@ from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.parser import flatten, parse
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.errors import UsageError
-from dinojax.runs.directory import flatten_mapping
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REQUIRED = ["--data", "d", "--out", "o"]
@@ -20,7 +19,7 @@ def test_presets_hold_only_keys_of_their_verb(preset: Path) -> None:
     kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[preset.parent.name]
     config = parse(kind, [*REQUIRED, "--config", str(preset)], preset.parent.name)
     values = flatten(config)
-    for key, value in flatten_mapping(yaml.safe_load(preset.read_text())).items():
+    for key, value in flatten(yaml.safe_load(preset.read_text())).items():
         assert values[key] == value, key
     assert preset.read_text().startswith("# ")
 
