@@ -44,15 +44,19 @@ def train(
     """
     start, steps, together = int(state.step), run.timeline.steps, jax.process_count() > 1
     evaluated = np.any([np.zeros(steps, bool), *(evaluator.due for evaluator in run.evaluators)], axis=0)
+
+    def teacher() -> tree.Params:
+        return teacher_params(run.mesh, state)
+
     with StopRequest() as stop, progress.bar("pre-training", steps, start) as bar:
         if not start:
-            monitor.begin(lambda: teacher_params(run.mesh, state))
+            monitor.begin(teacher)
         for done in range(start + 1, steps + 1):
             asked = time.perf_counter()
             try:
                 batch, rows = next(batches)
             except RunError as error:  # a bad file, or a worker that died
-                monitor.flush(lambda state=state: teacher_params(run.mesh, state))
+                monitor.flush(teacher)
                 where = f"after step {done - 1}" if done > 1 else "before the first step"
                 if done > 1 and not together:  # other processes would not know of it
                     checkpoints.save(done - 1, state, suspect=monitor.suspect)
@@ -69,9 +73,9 @@ def train(
             stopping = monitor.stop if together else stop.name is not None
             save = run.saved[done - 1] or stopping
             if save or evaluated[done - 1]:
-                better = monitor.flush(lambda state=state: teacher_params(run.mesh, state))
+                better = monitor.flush(teacher)
                 if better:
-                    save_best(teacher_params(run.mesh, state), done)
+                    save_best(teacher(), done)
                 if save or better:
                     checkpoints.save(done, state, monitor.best[0] if better and monitor.best else None, monitor.suspect)
             if stopping and done < steps:

@@ -9,7 +9,7 @@ import mmap
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -61,11 +61,6 @@ def write_arrays(path: str | Path, arrays: Arrays, metadata: Mapping[str, str] |
       RunError: the file cannot be written, or the format has no such dtype.
       ValueError: a lazy array has not the shape and dtype that were announced.
     """
-    with replacing(Path(path), "wb") as file:
-        _write(file, arrays, metadata)
-
-
-def _write(file: IO[bytes], arrays: Arrays, metadata: Mapping[str, str] | None) -> None:
     if isinstance(arrays, LazyArrays):
         shapes, dtypes = arrays.shapes, arrays.dtypes
     else:
@@ -83,9 +78,10 @@ def _write(file: IO[bytes], arrays: Arrays, metadata: Mapping[str, str] | None) 
         header[name] = {"dtype": codes[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for name in names:  # no reference to an array is kept while the next one is computed
-        file.write(_bytes(np.asarray(arrays[name]), name, tuple(shapes[name]), dtypes[name]))
+    with replacing(Path(path), "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:  # no reference to an array is kept while the next one is computed
+            file.write(_bytes(np.asarray(arrays[name]), name, tuple(shapes[name]), dtypes[name]))
 
 
 def _bytes(array: np.ndarray, name: str, shape: tuple[int, ...], dtype: np.dtype) -> memoryview:

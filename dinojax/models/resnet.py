@@ -210,13 +210,9 @@ class ResNet(nnx.Module):
     def for_inference(self) -> "ResNet":
         """A copy whose BatchNorms are absorbed by the convolutions before them; see `Backbone`."""
         model = nnx.clone(self)
-        _absorb_batchnorm(model, "conv1", "bn1")
-        for stage in model.layers:
-            for block in stage:
-                for number in (1, 2, 3):
-                    _absorb_batchnorm(block, f"conv{number}", f"bn{number}")
-                if block.shortcut is not None:
-                    _absorb_batchnorm(block.shortcut, "conv", "bn")
+        for owner in [node for _, node in nnx.iter_graph(model) if isinstance(node, ResNet | Bottleneck | Shortcut)]:
+            for name in [name for name, part in vars(owner).items() if isinstance(part, BatchNorm)]:
+                _absorb_batchnorm(owner, name.replace("bn", "conv"), name)
         return model
 
     def images_per_chunk(self, height: int, width: int) -> int:
@@ -275,8 +271,6 @@ def _batchnorms(module: object) -> dict[str, BatchNorm]:
 def _absorb_batchnorm(owner: nnx.Module, conv_name: str, bn_name: str) -> None:
     """Makes a BatchNorm, in inference mode, part of the convolution before it, in place."""
     conv, bn = getattr(owner, conv_name), getattr(owner, bn_name)
-    if bn is None:
-        return
     scale, shift = bn.affine()
     if conv.bias is not None:
         shift = shift + conv.bias[...] * scale

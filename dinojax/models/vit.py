@@ -1,6 +1,8 @@
 """DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193; registers: Darcet et al. 2023, 2309.16588)."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -89,13 +91,8 @@ class VisionTransformer(nnx.Module):
         """Features after each of the last `blocks` blocks, with the final norm applied to each; the last block last."""
         if not 1 <= blocks <= len(self.blocks):
             raise ValueError(f"blocks must be 1 to {len(self.blocks)}, got {blocks}")
-        grid = self._grid(x)
-        tokens = self._tokens(x, None)
-        outputs = []
-        for block in self.blocks:
-            tokens = block(tokens, None)
-            outputs.append(tokens)
-        return tuple(self._features(tokens, grid) for tokens in outputs[-blocks:])
+        streams, grid = list(self._streams(x)), self._grid(x)
+        return tuple(self._features(tokens, grid) for tokens in streams[-blocks:])
 
     def attention(self, x: jax.Array, block: int = -1) -> jax.Array:
         """Attention weights of one block, for inspection.
@@ -125,10 +122,7 @@ class VisionTransformer(nnx.Module):
         """
         if not 0 <= blocks <= len(self.blocks):
             raise ValueError(f"blocks must be 0 to {len(self.blocks)}, got {blocks}")
-        tokens = self._tokens(x, None)
-        for block in self.blocks[:blocks]:
-            tokens = block(tokens, None)
-        return tokens
+        return next(itertools.islice(self._streams(x), blocks, None))
 
     @property
     def final_norm(self) -> nnx.LayerNorm:
@@ -179,6 +173,14 @@ class VisionTransformer(nnx.Module):
             jnp.concatenate(first, axis=1), (batch, 1 + self.arguments.registers, self.width)
         )
         return jnp.concatenate([first_tokens.astype(patches.dtype), patches], axis=1)
+
+    def _streams(self, x: jax.Array) -> Iterator[jax.Array]:
+        """The residual stream [B, N, D] before the first block and after each."""
+        tokens = self._tokens(x, None)
+        yield tokens
+        for block in self.blocks:
+            tokens = block(tokens, None)
+            yield tokens
 
     def _drop_keys(self, train: bool, key: jax.Array | None) -> jax.Array | None:
         """Keys [L, 2, G] of blocks, branches and slices of the batch; None where nothing is dropped."""
