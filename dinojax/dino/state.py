@@ -88,12 +88,8 @@ def make_schedules(timeline: Timeline, batch_size: int, optim: OptimConfig, teac
         teacher_temp=schedules.linear(*temperatures, rest, timeline.temperature_warmup),
     )
     before = (lr, optim.weight_decay, teacher.momentum, teacher.temperature_start)
-    return Schedules(
-        *(
-            np.concatenate([np.full(timeline.head_warmup, value), schedule])
-            for value, schedule in zip(before, made, strict=True)
-        )
-    )
+    pairs = zip(before, made, strict=True)
+    return Schedules(*(np.concatenate([np.full(timeline.head_warmup, value), after]) for value, after in pairs))
 
 
 def make_optimizer(

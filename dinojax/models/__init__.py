@@ -1,6 +1,6 @@
 """Backbones by name, their features, and the directories that hold them."""
 
-from dinojax.models.preprocessing import Backbone, Features, Preprocessing, normalise, preprocess, to_channels
+from dinojax.models.preprocessing import Backbone, Features, Preprocessing, preprocess
 from dinojax.models.resnet import ResNet, ResNetArguments
 from dinojax.models.vit import VisionTransformer, ViTArguments, as_transformer
 from dinojax.models.zoo import (
@@ -29,7 +29,5 @@ __all__ = [
     "create_model",
     "create_transformer",
     "model_names",
-    "normalise",
     "preprocess",
-    "to_channels",
 ]

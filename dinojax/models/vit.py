@@ -169,10 +169,8 @@ class VisionTransformer(nnx.Module):
         first = [self.cls_token[...] + pos_embed[:1]]
         if self.arguments.registers:
             first.append(self.register_tokens[...])  # after the positional embedding: registers have none
-        first_tokens = jnp.broadcast_to(
-            jnp.concatenate(first, axis=1), (batch, 1 + self.arguments.registers, self.width)
-        )
-        return jnp.concatenate([first_tokens.astype(patches.dtype), patches], axis=1)
+        tokens = jnp.broadcast_to(jnp.concatenate(first, axis=1), (batch, 1 + self.arguments.registers, self.width))
+        return jnp.concatenate([tokens.astype(patches.dtype), patches], axis=1)
 
     def _streams(self, x: jax.Array) -> Iterator[jax.Array]:
         """The residual stream [B, N, D] before the first block and after each."""
