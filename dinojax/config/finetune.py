@@ -40,7 +40,7 @@ class FinetuneConfig(StudyConfig):
     image_size: PositiveInt | None = 224
     """Side in pixels; null: the size that the weights were used at."""
     normalisation: Literal["checkpoint", "none"] = "none"
-    """The checkpoint's mean and standard deviation, or values in 0..1 as MediDino's code feeds them."""
+    """The checkpoint's mean, standard deviation and order of channels, or RGB in 0..1 as MediDino's code feeds it."""
     mode: Literal["full", "frozen"] = "full"
     """What is trained: all weights, or the head alone."""
     frozen_batchnorm: Literal["inference", "train"] = "inference"

@@ -37,7 +37,7 @@ class StudyConfig:
     image_size: PositiveInt | None = None
     """Side in pixels; null: the size that the weights were used at."""
     normalisation: Literal["checkpoint", "none"] = "checkpoint"
-    """The checkpoint's mean and standard deviation, or values in 0..1."""
+    """The checkpoint's mean, standard deviation and order of channels, or RGB values in 0..1."""
     selection: Literal["nested", "published"] = "nested"
     """Whose models are kept, and whose AUCs are the run's; both are in its results. `nested`: each fold selects its
     setting by its own validation part. `published`: one setting for all folds, the one with the best mean test AUC,

@@ -177,6 +177,8 @@ def _check(records: Records, number: int, fold: Fold) -> None:
     for part in SPLITS:
         if not len(getattr(fold, part)):
             raise RunError(f"{where} has no {part} images; give other folds")
+        if records.multilabel and np.isnan(records.labels[getattr(fold, part)]).all():
+            raise RunError(f"{where} has no {part} image with a known label; give other folds, or fewer")
     labels = records.labels[fold.train]
     for place, name in enumerate(records.classes):
         needed = {f"of class {name}": labels == place}

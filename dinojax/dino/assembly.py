@@ -43,7 +43,7 @@ class Pretraining(NamedTuple):
     mesh: Mesh
     """What batches and state are spread over."""
     backbone: VisionTransformer
-    """As it was before training, with the preprocessing that the trained one is saved with."""
+    """Gives form and preprocessing; its arrays become part of the state, which the step destroys."""
     timeline: Timeline
     state: TrainState
     """Spread over the mesh; before the first step."""
@@ -54,7 +54,7 @@ class Pretraining(NamedTuple):
     source: ImageSource
     headers: Headers
     read_batches: Callable[[int], Iterator[HostBatch]]
-    """This process' rows of the endless batches from a step on: uint8 views, masks, places of images in the records."""
+    """Yields this process' rows of every batch from a step on: uint8 views, masks, places of images in the records."""
     guard: Guard
     evaluators: tuple[Evaluator, ...]
     logged: np.ndarray
@@ -155,7 +155,8 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
         given |= {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
         backbone = create_transformer(rngs=nnx.Rngs(derive(config.seed, "backbone")), **given)
     patch = backbone.arguments.patch_size
-    for name, size in (("global", config.crops.global_size), ("local", config.crops.local_size)):
+    sizes = {"global": config.crops.global_size} | ({"local": config.crops.local_size} if config.crops.locals else {})
+    for name, size in sizes.items():
         if size <= 0 or size % patch:
             raise UsageError(f"crops.{name}_size {size} is not a multiple of the patch size, {patch}")
     return backbone

@@ -61,7 +61,7 @@ def train(
                 if done > 1 and not together:  # other processes would not know of it
                     checkpoints.save(done - 1, state, suspect=monitor.suspect)
                     where += ", the state saved"
-                advice = "; mend it, or resume with --on_bad_file skip" if isinstance(error, BadFile) else ""
+                advice = "; repair it, or resume with --on_bad_file skip" if isinstance(error, BadFile) else ""
                 raise RunError(f"{error}: stopped {where}{advice}") from error
             waited = time.perf_counter() - asked
             if done == 1:

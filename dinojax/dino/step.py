@@ -60,7 +60,7 @@ def make_train_step(
 
     Returns:
       (state, batch) to (state, metrics), metrics being float32 scalars. Loss terms are weighted, so that their sum is
-      `loss` and both DINO terms add up to log K when nothing is learned.
+      `loss` and both DINO terms add up to `dino_weight` · log K when nothing is learned.
     """
     ranked = np.ones(len(schedules.lr), bool) if logged is None else logged
 
@@ -121,7 +121,7 @@ def _koleo(context: StepContext, tokens: jax.Array) -> jax.Array:
 def _koleo_over_slices(
     context: StepContext, student: Params, slices: BatchSlice
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """With several slices: the term of the whole batch, and its gradient by every class token [A, b, V, D]."""
+    """With several slices: the whole batch's term, and its gradient with respect to the class tokens [A, b, V, D]."""
     if len(slices.globals) == 1 or context.loss.koleo_weight == 0:
         return None, None
     tokens = accumulation.map_slices(lambda one: _on_globals(context, context.cast(student), one)[0], slices)
@@ -181,7 +181,7 @@ def _student_loss(
         terms["koleo"] = _koleo(context, tokens)
     total = jnp.asarray(sum(terms.values()))
     if koleo_gradient is not None:
-        # A sum whose gradient by the tokens is that of the whole batch's term.
+        # A sum whose gradient with respect to the tokens is that of the whole batch's term.
         total += (koleo_gradient * tokens).sum()
     return total, (terms, target_sums)
 

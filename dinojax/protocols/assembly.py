@@ -96,7 +96,8 @@ def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
         views = {"image": geometry.square(image, backbone.preprocessing.size), "pixels": pixels.grey_pixels(image)}
         return {"index": element["index"], **views}
 
-    size = min(_BATCH, len(records)) * jax.local_device_count()
+    devices = jax.local_device_count()
+    size = min(_BATCH, -(-len(records) // devices)) * devices
     with progress.bar("features", len(records)) as bar:
 
         def shown(batches: Iterator[pipeline.Batch]) -> Iterator[pipeline.Batch]:
@@ -174,7 +175,7 @@ def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> t
 
     Args:
       config: of the run.
-      backbone: becomes part of the classifier; where its BatchNorms are frozen, they are told so.
+      backbone: becomes part of the classifier; frozen BatchNorms are marked in place.
       task: gives the number of outputs.
 
     Returns:
@@ -213,8 +214,7 @@ def make_finetuning(
     Args:
       config: of the run.
       study: gives task, labels and names.
-      classifier: from `make_classifier`, and
-      rates: likewise.
+      classifier, rates: from `make_classifier`.
       images: uint8 [N, S, S, C], of all cases.
     """
     backbone, form = classifier.backbone, head_form(config, classifier.backbone, study.task)

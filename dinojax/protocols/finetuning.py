@@ -100,7 +100,7 @@ def make_steps(
       params: of the same; only paths and shapes are read.
       loss: of logits [B, outputs] and labels, a scalar.
       rates: multiplier of the learning rate by path. A path without one is frozen: it has no gradient and no optimizer
-        state. What becomes of its BatchNorm is part of the graph (`resnet.freeze_batchnorm`).
+        state. Whether its BatchNorm is frozen is part of the graph (`resnet.freeze_batchnorm`).
       decays: weight decay by path, of all paths with a rate; 0 everywhere is Adam.
       mesh: batches are spread over it, parameters and moments over its axis `fsdp`.
     """
@@ -175,7 +175,7 @@ class Finetuning:
         steps, fold = self.steps[unit.setting.batch_size], unit.fold
         # Order, augmentation and the head's weights are the same for every setting of a fold.
         seed = derive(self.seed, unit.number)
-        # The step destroys what it is given: it gets copies of its own.
+        # Steps donate their input, so they start from a copy.
         start = {path: jnp.array(value) for path, value in self.start(seed).items()}
         state = steps.init(sharding.put_state(steps.mesh, start))
         batches = self._batches(steps, unit, seed)
@@ -184,7 +184,7 @@ class Finetuning:
         done = 0
         for epoch in range(1, self.epochs + 1):
             losses = []
-            # Epochs end where every image was seen once more, give or take a batch.
+            # An epoch ends at the first batch boundary after every image has been seen once more.
             while not losses or done * unit.setting.batch_size < epoch * len(fold.train):
                 state, loss = steps.train(state, next(batches), unit.setting.lr)
                 losses.append(loss)

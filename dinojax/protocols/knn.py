@@ -36,7 +36,7 @@ def nearest(
       queries: float [Q, D].
       searched: float [N, D].
       k: neighbours; N at most are found.
-      query_groups: [Q], such as the patient: what is of the query's own group is not found.
+      query_groups: [Q], such as the patient: the query's own group is excluded.
       groups: [N], of what is searched.
     """
     queries, searched = _unit(queries), _unit(searched)
@@ -57,12 +57,12 @@ def vote(neighbours: Neighbours, memberships: np.ndarray, temperature: float | N
 
     Args:
       neighbours: of Q queries among N cases.
-      memberships: float [N, C] of 0, 1 and NaN, from `Task.memberships`; who does not know has no vote.
+      memberships: float [N, C] of 0, 1 and NaN, from `Task.memberships`; NaN casts no vote.
       temperature: a vote weighs exp(cosine similarity / temperature), as DINO's code has it (Caron et al. 2021, arXiv
         2104.14294, section 4.2.1; 0.07 as published); None: all weigh the same.
 
     Returns:
-      float64 [Q, C] in 0..1. Where no neighbour knows, the share of the cases of all N that do.
+      float64 [Q, C] in 0..1. Where no neighbour's label is known, the class's frequency among all known cases.
     """
     similarities = neighbours.similarities.astype(np.float64)
     # Relative to the nearest, whose vote would otherwise underflow at low temperatures; it changes no share.

@@ -39,7 +39,7 @@ class Unit(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What a protocol makes of a unit."""
+    """A protocol's result for one unit."""
 
     val: np.ndarray
     """float64 [len(fold.val), C], probabilities."""
@@ -54,7 +54,7 @@ class Scored(NamedTuple):
 
 
 Score = Callable[[Unit], Scored]
-"""A protocol."""
+"""A protocol: turns a unit into its result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Study:
     protocol: str
     seed: int
     selection: Selection
-    """Whose models are kept and whose AUCs stand under `selection`; the other one's are stated beside them."""
+    """Which selection decides the models that are kept and fills `selection`; both are in `selections`."""
     criterion: Criterion
     records: Records
     folds: tuple[Fold, ...]
@@ -83,13 +83,17 @@ class Study:
 
     @functools.cached_property
     def task(self) -> Task:
-        """That the labels pose."""
+        """The task that the labels define."""
         return Task.of(self.records)
 
     def units(self) -> list[Unit]:
         """Every fold with every setting, fold by fold."""
         pairs = [(k, fold, setting) for k, fold in enumerate(self.folds, start=1) for setting in self.settings]
         return [Unit(*pair, place) for place, pair in enumerate(pairs)]
+
+    def finished(self) -> int:
+        """Number of the units that are finished."""
+        return sum(self._facts(unit).exists() for unit in self.units())
 
     def begin(self) -> None:
         """Writes `folds.csv`, or compares with the one that the run began with.
@@ -182,7 +186,7 @@ class Study:
             for place, unit in enumerate(by_setting):
                 header, rows = self._rows(unit).read_text(encoding="utf-8").split("\n", 1)
                 file.write(rows if place else f"{header}\n{rows}")
-        # Read as anybody will: the results follow from the file, not from what preceded it.
+        # Read back from disk: results must follow from the file.
         table = read_predictions(path, classes)
         history = [{"setting": s, "fold": k, **epoch} for (k, s), unit in units.items() for epoch in unit["history"]]
         if history:
@@ -217,6 +221,7 @@ def is_finished(out: Path) -> bool:
     """Whether a study's results lie in its directory already; prints what to do then."""
     finished = (out / "results.json").exists()
     if finished:
+        shutil.rmtree(out / "units", ignore_errors=True)  # a run killed in its last moment left them
         print(f"{out} is finished: see {out / 'results.json'}, or choose another --out to run it again")
     return finished
 

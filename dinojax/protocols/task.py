@@ -1,4 +1,4 @@
-"""What a task asks of a model. Its kind and classes decide outputs, loss and probabilities, and nothing else does."""
+"""A classification task: its kind and classes alone determine outputs, loss and probabilities."""
 
 import dataclasses
 from collections.abc import Callable

@@ -120,18 +120,20 @@ class Panel(NamedTuple):
     """Place at which the first curve is marked."""
 
 
-def plot_metrics(metrics: Path, path: Path, prototypes: int) -> None:
+def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0) -> None:
     """Curves of a pre-training run, a panel each, with what they would be if nothing were learned.
 
     Args:
       metrics: `metrics.jsonl`; without a line there is nothing to draw.
       path: PNG to write.
       prototypes: K; at log K targets and predictions are uniform.
+      dino_weight: that the logged DINO terms were multiplied by.
     """
     lines = [line for line in metrics.read_text().splitlines() if line.strip()]
     if not lines:
         return
-    panels = metrics_panels(pd.json_normalize([json.loads(line) for line in lines]).set_index("step"), prototypes)
+    table = pd.json_normalize([json.loads(line) for line in lines]).set_index("step")
+    panels = metrics_panels(table, prototypes, dino_weight)
     if not panels:
         return
     figure, axes = _panels(len(panels), 3 if len(panels) <= 9 else 4, (4.4, 3.1), "Pre-training")
@@ -140,13 +142,14 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int) -> None:
     figure.savefig(path, dpi=110)
 
 
-def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
+def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0) -> list[Panel]:
     """What there is to draw of a run; a panel without any values is left out.
 
     Args:
       table: the lines of `metrics.jsonl`, by step; what stands under `time` as columns `time.…`. Only columns that
         are known are read, and none has to be there.
       prototypes: K.
+      dino_weight: as of `plot_metrics`.
     """
     found = {str(name): pd.Series(table[name]).replace([np.inf, -np.inf], np.nan).dropna() for name in table.columns}
     terms = ("dino_local", "dino_global", "ibot", "koleo")
@@ -158,7 +161,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int) -> list[Panel]:
 
     uniform = {"log K: nothing learned": float(np.log(prototypes))}
     dino = pick("dino_local", "dino_global")
-    total = {"local + global": pd.concat(dino, axis=1).dropna().sum(axis=1)} if dino else {}
+    total = {"local + global": pd.concat(dino, axis=1).dropna().sum(axis=1) / dino_weight} if dino else {}
     waited = {}
     if {"time.data_wait", "time.seconds"} <= found.keys():
         waited = {"data_wait / seconds": (found["time.data_wait"] / found["time.seconds"]).dropna()}

@@ -1,4 +1,4 @@
-"""`python -m dinojax evaluate knn`: what a model's frozen features tell, fold by fold, without training it."""
+"""`python -m dinojax evaluate knn`: scores a model's frozen features on every fold, without training it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dinojax.protocols import assembly, knn
 from dinojax.protocols.study import is_finished, summarise
 from dinojax.runs.directory import check_config, lock, write_config
 
-# A change of anything else would mix the units of two recipes.
+# Changing any other key would mix the units of two configurations.
 CHANGEABLE = ("data", "data_root")
 
 

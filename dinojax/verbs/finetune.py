@@ -15,7 +15,7 @@ from dinojax.protocols.task import Task
 from dinojax.runs.directory import check_config, lock, write_config
 from dinojax.runs.signals import StopRequest
 
-# A change of anything else would mix the units of two recipes.
+# Changing any other key would mix the units of two configurations.
 CHANGEABLE = ("data", "data_root")
 
 
@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> None:
         write_config(config, out)
         list_skipped(cases.skipped, out / "skipped_files.csv")
         assembly.run_pixels(study, cases.views["pixels"])
-        with StopRequest() as stop, progress.bar("fine-tuning", len(study.units()) * config.epochs) as bar:
+        total, done = (count * config.epochs for count in (len(study.units()), study.finished()))
+        with StopRequest() as stop, progress.bar("fine-tuning", total, done) as bar:
 
             def after_step() -> None:
                 if stop.name:

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
 
 
 def pretrain(config: PretrainConfig, lead: bool) -> None:
-    """One process of a run; the one that leads writes all but the others' share of the checkpoints."""
+    """One process of a run; the lead process writes everything but the others' shares of the checkpoints."""
     out, accepted = Path(config.out), parser.names(config.accept_changes)
     run = assembly.assemble(config)
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
@@ -55,8 +55,12 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             pin_data(out, paths, accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
-        restored = checkpoints.restore(run.state)
-        state = run.state if restored is None else restored
+        state = run.state
+        if resumed := bool(checkpoints.steps()):
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            jax.tree.map(lambda x: x.delete(), state)  # else the devices would hold two states
+            state = checkpoints.restore(like)
+            assert state is not None
         start = int(state.step)
         if start > steps:
             raise UsageError(f"{out} is at step {start}, beyond the {steps} steps asked for; raise steps or epochs")
@@ -64,11 +68,11 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         if lead:
             write_config(config, out, start)
             (out / "figures").mkdir(exist_ok=True)
-            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", None if restored is None else start))
-            stack.callback(leave_figures, out, config.head.prototypes, lambda: [*run.headers.bad, *source.skipped])
+            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
+            stack.callback(leave_figures, out, config, lambda: [*run.headers.bad, *source.skipped])
         size = config.batch_size
         monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators)
-        monitor.replay(read_metrics(out / "metrics.jsonl") if restored is not None else [], start)
+        monitor.replay(read_metrics(out / "metrics.jsonl") if resumed else [], start)
         note = f"resuming after step {start}" if start else "the first one compiles"
         print(f"{steps} steps of {size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
 
@@ -80,10 +84,11 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")
 
 
-def leave_figures(out: Path, prototypes: int, skipped: Callable[[], list[tuple[str, str]]]) -> None:
+def leave_figures(out: Path, config: PretrainConfig, skipped: Callable[[], list[tuple[str, str]]]) -> None:
     """Draws the curves and lists the files that were skipped; a failure here must not hide an error of the run."""
     try:
-        plots.plot_metrics(out / "metrics.jsonl", out / "figures" / "curves.png", prototypes)
+        curves = out / "figures" / "curves.png"
+        plots.plot_metrics(out / "metrics.jsonl", curves, config.head.prototypes, config.loss.dino_weight)
         list_skipped(skipped(), out / "skipped_files.csv")
     except (OSError, RunError) as error:
-        print(f"the curves in {out / 'figures'} or skipped_files.csv are not of the end: {reason(error)}")
+        print(f"the curves in {out / 'figures'} or skipped_files.csv are out of date: {reason(error)}")

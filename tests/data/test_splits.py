@@ -241,6 +241,10 @@ def test_a_training_part_needs_both_values_of_every_label(records: Records) -> N
     labels[:, 0] = np.where(labels[:, 0] == 0, np.nan, 1)
     with pytest.raises(RunError, match=r"fold 1 of .* has no train image with label_nodule 0"):
         make_folds(of_several_labels(records, labels), 3, seed=0)
+    labels[folds[0].val] = np.nan
+    given = dataclasses.replace(of_several_labels(records, labels), folds=tuple(folds))
+    with pytest.raises(RunError, match=r"fold 1 of .* has no val image with a known label"):
+        make_folds(given, 3, seed=0)
 
 
 def test_tables_of_several_labels(records: Records) -> None:

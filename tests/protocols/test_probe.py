@@ -171,6 +171,8 @@ def test_curves_are_of_what_a_run_has(tmp_path: Path) -> None:
     assert probe.best == 2
     assert list(probe.references.values()) == [0.7, 0.3]
     assert panels["DINO loss"].curves["local + global"].to_dict() == dict.fromkeys(range(1, 8), 6.0)
+    weighted = {panel.title: panel for panel in metrics_panels(table, prototypes=1024, dino_weight=0.5)}
+    assert weighted["DINO loss"].curves["local + global"].to_dict() == dict.fromkeys(range(1, 8), 12.0)
     assert panels["Share of the time waiting for data"].curves["data_wait / seconds"].to_dict()[3] == 0.25
 
 

@@ -1,5 +1,6 @@
 """The demo's recipe, and the whole way from phantoms to a report."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from dinojax.config.parser import flatten, parse
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.errors import UsageError
+from dinojax.errors import RunError, UsageError
 from dinojax.verbs import demo
 
 PRESET = Path(__file__).parents[2] / "configs" / "pretrain" / "laptop.yaml"
@@ -22,7 +23,17 @@ def test_the_demo_runs_the_laptop_recipe_for_fewer_epochs() -> None:
     assert {key for key in preset if shown[key] != preset[key]} == {"epochs"}
 
 
-def test_the_demo_goes_from_phantoms_to_a_report(tmp_path: Path) -> None:
+def test_a_command_that_fails_ends_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="phantoms ended with status 2; see above"):
+        demo.run("phantoms", str(tmp_path))
+
+
+def test_the_demo_goes_from_phantoms_to_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_here(verb: str, *arguments: str) -> None:
+        importlib.import_module(f"dinojax.verbs.{verb}").main(list(arguments))
+
+    monkeypatch.setattr(demo, "run", run_here)
     demo.main(["--out", str(tmp_path / "demo"), "--quick", "true"])
     table = pd.read_csv(tmp_path / "demo" / "report" / "table.csv")
     rows = set(zip(table["starting_point"], table["protocol"], strict=True))

@@ -180,7 +180,9 @@ def test_a_stopped_run_resumes_after_its_finished_units(
 
 def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "results.json").stat().st_mtime_ns
+    (finished / "units").mkdir()  # as a run leaves it that is killed in its last moment
     run(task, finished)
+    assert not (finished / "units").exists()
     assert "is finished" in capsys.readouterr().out
     assert (finished / "results.json").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="epochs was 2, is 3"):
