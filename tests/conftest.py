@@ -6,7 +6,12 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# XLA's own passes run as ever. LLVM's would take longer than the few steps of a test gain by them; to have them all the
+# same: XLA_FLAGS=--xla_backend_optimization_level=3
+flags = os.environ.get("XLA_FLAGS", "")
+if "--xla_backend_optimization_level" not in flags:
+    flags += " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 # Several tests run the same program: it is compiled once a session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dinojax-compiled-")

@@ -253,7 +253,9 @@ def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, 
     broken = data / "5.jpg"
     broken.write_bytes(broken.read_bytes()[:-200])  # its header is whole
     given = command(data, tmp_path / "run", *probe(images))
-    with pytest.raises(RunError, match=r"5\.jpg.*stopped before the first step; mend it.*--on_bad_file skip") as caught:
+    with pytest.raises(
+        RunError, match=r"5\.jpg.*stopped before the first step; repair it.*--on_bad_file skip"
+    ) as caught:
         pretrain.main(given)
     assert caught.value.status == 1
     pretrain.main([*given, "--on_bad_file", "skip"])
