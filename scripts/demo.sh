@@ -3,5 +3,5 @@
 # Usage: scripts/demo.sh [OUT]     OUT: a new folder, by default demo_out
 set -euo pipefail
 out=$(realpath -m "${1:-demo_out}")
-. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh" "" # without it, the demo's own argument would be taken for an extra
 python -m dinojax demo --out "$out"
