@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dinojax.report.predictions import case_rows, read_predictions, write_predictions
-from dinojax.report.selection import Criterion, Selection, assemble
+from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.selection import Criterion, Selection, assemble
 from dinojax.runs.files import write_json, write_text
 
 TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]

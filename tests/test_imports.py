@@ -25,12 +25,12 @@ ROOMS: dict[str, set[str]] = {
     "augment": {"config"},
     "data": {"errors", "seeds", "progress", "runs.files", "augment.geometry"},
     "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "models"},
-    "report": {"errors", "runs.files"},
+    "reporting": {"errors", "runs.files"},
     "protocols": {
         *("errors", "tree", "seeds", "config", "progress", "sharding", "optim", "runs.files"),
-        *("models", "data", "augment", "report"),
+        *("models", "data", "augment", "reporting"),
     },
-    "look": {"tree", "models", "augment.geometry", "data", "report", "protocols"},
+    "look": {"tree", "models", "augment.geometry", "data", "reporting", "protocols"},
     "dino.evaluators": {"tree", "protocols"},
     "dino.assembly": {
         *("errors", "seeds", "config", "sharding", "processes", "models", "data", "augment", "dino"),
@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
     "verbs": {
-        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "report"),
+        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "reporting"),
         *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop", "runs.files"),
     },
     "dinojax": {"models"},  # the package itself: its public interface

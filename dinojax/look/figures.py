@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dinojax.look import numbers
 from dinojax.protocols.knn import Neighbours
-from dinojax.report.plots import COLOURS, GREY
+from dinojax.reporting.plots import COLOURS, GREY
 
 _BLUE, _ORANGE = COLOURS[:2]
 _DPI = 110

@@ -33,7 +33,7 @@ from dinojax.protocols.features import Extracted, extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
 from dinojax.protocols.study import Study, Unit, name_of
 from dinojax.protocols.task import Task
-from dinojax.report.selection import Criterion
+from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
 

@@ -14,10 +14,10 @@ from dinojax.data.records import Fold, Records
 from dinojax.data.splits import cases_table, folds_table
 from dinojax.errors import RunError, UsageError
 from dinojax.protocols.task import Task
-from dinojax.report.figures import draw_run
-from dinojax.report.predictions import case_rows, read_predictions, write_predictions
-from dinojax.report.results import make_result
-from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
+from dinojax.reporting.figures import draw_run
+from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.results import make_result
+from dinojax.reporting.selection import Criterion, Selection, assemble, best, validation_merit
 from dinojax.runs.files import read_json, replacing, write_json
 
 

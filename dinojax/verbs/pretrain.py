@@ -18,7 +18,7 @@ from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
 from dinojax.errors import RunError, UsageError
 from dinojax.look import sheets
-from dinojax.report import plots
+from dinojax.reporting import plots
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import check_config, lock, pin_data, write_config
 from dinojax.runs.files import reason

@@ -6,9 +6,9 @@ import pandas as pd
 
 from dinojax.config.parser import Parser
 from dinojax.errors import UsageError
-from dinojax.report import comparison, render
-from dinojax.report.figures import draw_comparison
-from dinojax.report.results import check_comparable, read_run
+from dinojax.reporting import comparison, render
+from dinojax.reporting.figures import draw_comparison
+from dinojax.reporting.results import check_comparable, read_run
 from dinojax.runs.files import write_json, write_text
 
 

@@ -17,7 +17,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.models import VisionTransformer, create_transformer
 from dinojax.protocols.pixels import grey_pixels
 from dinojax.protocols.probe import Probe
-from dinojax.report.plots import metrics_panels, plot_metrics
+from dinojax.reporting.plots import metrics_panels, plot_metrics
 from dinojax.sharding import replicated, widest_mesh
 
 RNG = np.random.default_rng(0)

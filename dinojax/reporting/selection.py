@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from dinojax.errors import RunError
-from dinojax.report.predictions import questions, select_rows
-from dinojax.report.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
+from dinojax.reporting.predictions import questions, select_rows
+from dinojax.reporting.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
 
 Selection = Literal["nested", "published"]
 Criterion = Literal["val_loss", "val_auc"]

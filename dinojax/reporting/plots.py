@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
-from dinojax.report.predictions import Question
-from dinojax.report.statistics import question_auc
+from dinojax.reporting.predictions import Question
+from dinojax.reporting.statistics import question_auc
 
 # Okabe & Ito's colours, which most colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

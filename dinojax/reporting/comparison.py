@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dinojax.report.figures import run_names
-from dinojax.report.predictions import questions
-from dinojax.report.render import Block, Heading, Picture, Table
-from dinojax.report.results import Result, baselines, by_task
-from dinojax.report.selection import COMPUTED
+from dinojax.reporting.figures import run_names
+from dinojax.reporting.predictions import questions
+from dinojax.reporting.render import Block, Heading, Picture, Table
+from dinojax.reporting.results import Result, baselines, by_task
+from dinojax.reporting.selection import COMPUTED
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")

@@ -4,10 +4,10 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dinojax.report import plots
-from dinojax.report.predictions import questions
-from dinojax.report.render import Picture
-from dinojax.report.results import Result, by_task
+from dinojax.reporting import plots
+from dinojax.reporting.predictions import questions
+from dinojax.reporting.render import Picture
+from dinojax.reporting.results import Result, by_task
 
 
 def draw_run(run: Result, folder: Path) -> None:

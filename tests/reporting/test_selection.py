@@ -11,8 +11,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dinojax.errors import RunError
-from dinojax.report.predictions import case_rows, of_settings
-from dinojax.report.selection import Criterion, Selection, assemble
+from dinojax.reporting.predictions import case_rows, of_settings
+from dinojax.reporting.selection import Criterion, Selection, assemble
 from tests.tasks import finished_run, write_multilabel_task, write_task
 
 SETTINGS = [{"setting": "a", "k": 1}, {"setting": "b", "k": 2}]

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from dinojax.errors import RunError, UsageError
-from dinojax.report.predictions import label_columns, of_settings, read_predictions, select_rows
-from dinojax.report.selection import COMPUTED, assemble
+from dinojax.reporting.predictions import label_columns, of_settings, read_predictions, select_rows
+from dinojax.reporting.selection import COMPUTED, assemble
 from dinojax.runs.files import read_json, reason
 
 Key = tuple[str, str, str, int]

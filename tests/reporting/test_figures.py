@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dinojax.report.figures import draw_run
-from dinojax.report.plots import Curve, plot_roc
-from dinojax.report.predictions import Question
-from dinojax.report.results import read_run
+from dinojax.reporting.figures import draw_run
+from dinojax.reporting.plots import Curve, plot_roc
+from dinojax.reporting.predictions import Question
+from dinojax.reporting.results import read_run
 from tests.tasks import finished_run, write_task
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from dinojax.report.predictions import Question
+from dinojax.reporting.predictions import Question
 
 
 def question_auc(question: Question) -> float | None:
