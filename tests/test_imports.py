@@ -44,8 +44,9 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "reporting"),
         *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop", "runs.files"),
     },
-    "dinojax": {"models"},  # the package itself: its public interface
-    "__main__": {"errors"},
+    "api": {"config", "verbs"},
+    "dinojax": {"models", "api"},  # the package itself: its public interface
+    "__main__": {"errors", "verbs"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Which values a field of a configuration may have beyond its type: annotations, and the function that checks them.
+"""What a field of a configuration says beyond its type: the values that it may have, and the function that checks them.
 
 >>> @dataclasses.dataclass(frozen=True)
 ... class Example:
@@ -75,6 +75,11 @@ PositiveRange = Annotated[tuple[float, float], Bounds(above=0), Ascending()]
 NonNegativeRange = Annotated[tuple[float, float], Bounds(low=0), Ascending()]
 ShareRange = Annotated[tuple[float, float], Bounds(0, 1), Ascending()]
 ScaleRange = Annotated[tuple[float, float], Bounds(0, 1), Ascending(ends_above=0)]
+
+
+def positional(help: str) -> Any:
+    """A field that the command line gives by place, without `--`; several values where its type is a tuple."""
+    return dataclasses.field(metadata={"positional": help})
 
 
 def check(config: object, section: str = "") -> None:

@@ -1,4 +1,4 @@
-"""`python -m dinojax finetune`: every fold with every setting of one starting point, and what follows from them."""
+"""`dinojax finetune`: every fold with every setting of one starting point, and what follows from them."""
 
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,12 @@ from dinojax.runs.signals import StopRequest
 CHANGEABLE = ("data", "data_root")
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the fine-tuning that the command line describes, or resumes it."""
-    config = parser.parse(FinetuneConfig, arguments, "finetune")
+def main(config: FinetuneConfig) -> Path:
+    """Runs a fine-tuning, or resumes it."""
     out, settings = Path(config.out), make_grid(config.lrs, config.batch_sizes)
     check_config(config, out, parser.names(config.accept_changes), CHANGEABLE)
     if is_finished(out):
-        return
+        return out
     backbone = assembly.make_backbone(config)
     cases = assembly.decode_cases(config, backbone)
     classifier, rates = assembly.make_classifier(config, backbone, Task.of(cases.records))
@@ -53,3 +52,4 @@ def main(arguments: list[str]) -> None:
 
             results = study.run(score)
     print(f"done: {summarise(results)}; look at {out / 'results.json'} and {out / 'figures'}")
+    return out

@@ -1,4 +1,4 @@
-"""`python -m dinojax pretrain`: DINOv2's self-supervised pre-training on a folder of images."""
+"""`dinojax pretrain`: DINOv2's self-supervised pre-training on a folder of images."""
 
 import contextlib
 import itertools
@@ -25,11 +25,11 @@ from dinojax.runs.files import reason
 from dinojax.runs.metrics import MetricsLog, read_metrics
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the pre-training that the command line describes, or resumes it where it stopped."""
-    config = parser.parse(PretrainConfig, arguments, "pretrain")
+def main(config: PretrainConfig) -> Path:
+    """Runs a pre-training, or resumes it where it stopped."""
     with processes.joined(config.distributed) as lead:
         pretrain(config, lead)
+    return Path(config.out)
 
 
 def pretrain(config: PretrainConfig, lead: bool) -> None:

@@ -55,7 +55,7 @@ def test_too_little_memory_is_one_line(
     def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr("dinojax.verbs.pretrain.main", fail)
+    monkeypatch.setattr("dinojax.__main__.run", fail)
     monkeypatch.setattr("sys.argv", ["dinojax", "pretrain"])
     assert main() == 1
     told = capsys.readouterr().err

@@ -26,7 +26,7 @@ from dinojax.protocols.study import Scored, Study, Unit
 from dinojax.protocols.task import Task
 from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
-from dinojax.verbs import finetune
+from dinojax.verbs import run as run_verb
 from tests.fitting import BINARY, FOLD, LABELS, Fitted, fit, make_images, steps_of
 from tests.tasks import TINY, write_task
 
@@ -34,7 +34,7 @@ GRID = ["--folds", "3", "--epochs", "2", "--lrs", "[1e-3,1e-4]", "--batch_sizes"
 
 
 def run(data: Path, out: Path, *more: str) -> dict[str, Any]:
-    finetune.main([*TINY, *GRID, "--data", str(data), "--out", str(out), *more])
+    run_verb(["finetune", *TINY, *GRID, "--data", str(data), "--out", str(out), *more])
     return json.loads((out / "results.json").read_text())
 
 

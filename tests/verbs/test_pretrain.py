@@ -33,7 +33,7 @@ from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.store import load_transformer, read_description, read_params
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import lock
-from dinojax.verbs import pretrain
+from dinojax.verbs import run as run_verb
 
 TINY = shlex.split("""
     --batch_size 8 --steps 6 --epochs 3 --log_every 1 --checkpoint_every 2
@@ -67,7 +67,7 @@ def probe(data: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "whole"
-    pretrain.main(command(images, out, *probe(images)))
+    run_verb(["pretrain", *command(images, out, *probe(images))])
     return out
 
 
@@ -154,12 +154,12 @@ def test_a_run_resumes_as_if_never_stopped(
 ) -> None:
     given = command(images, tmp_path / "run", *probe(images))
     with _interrupt_after(3, signal.SIGINT, monkeypatch), pytest.raises(Stopped, match="SIGINT at step 3") as stopped:
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
     assert stopped.value.status == 3
     assert len(metrics(tmp_path / "run")) == 4
     with (tmp_path / "run" / "metrics.jsonl").open("a") as log:  # as if it had been killed after logging further
         log.write('{"step": 4, "loss": 1.0, "time": {"seconds": 1}}\n{"step": 5, "lo')
-    pretrain.main([*given, "--threads", "1"])
+    run_verb(["pretrain", *given, "--threads", "1"])
     assert metrics(tmp_path / "run") == metrics(finished)
     before = (finished / "model" / "params.safetensors").read_bytes()
     assert (tmp_path / "run" / "model" / "params.safetensors").read_bytes() == before
@@ -167,7 +167,7 @@ def test_a_run_resumes_as_if_never_stopped(
 
 def test_another_seed_is_another_run(images: Path, finished: Path, tmp_path: Path) -> None:
     """The seed alone is changed: every loss is another, what the schedules give is the same."""
-    pretrain.main(command(images, tmp_path, "--seed", "1"))
+    run_verb(["pretrain", *command(images, tmp_path, "--seed", "1")])
     for line, other in zip(metrics(tmp_path), metrics(finished)[1:], strict=True):
         assert line["step"] == other["step"]
         assert line["lr"] == other["lr"]
@@ -194,7 +194,7 @@ def test_model_best_is_the_teacher_of_the_best_score(
     scores = Scores(0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6)
     evaluator = Evaluator("rehearsal", every(6, 1), scores, scores, score="rehearsed")
     monkeypatch.setattr(assembly, "make_evaluators", lambda *given: (evaluator,))
-    pretrain.main(command(images, tmp_path, "--keep_checkpoints", "1"))
+    run_verb(["pretrain", *command(images, tmp_path, "--keep_checkpoints", "1")])
     assert [line["rehearsed"] for line in metrics(tmp_path)] == [0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6]
     assert read_description(tmp_path / "model_best")["source"]["step"] == "2"
     for path, array in read_params(tmp_path / "model_best").items():
@@ -225,23 +225,23 @@ def test_a_run_that_failed_resumes_from_its_last_good_state(
     with monkeypatch.context() as patched:
         spoil(patched, 4, lambda s: dataclasses.replace(s, student=s.student | {path: s.student[path] * jnp.nan}))
         with pytest.raises(RunError, match=r"loss is nan.* at step 4.*failed_batch\.csv") as caught:
-            pretrain.main(given)
+            run_verb(["pretrain", *given])
     assert caught.value.status == 1
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
-    pretrain.main(given)
+    run_verb(["pretrain", *given])
     assert metrics(tmp_path) == metrics(finished)
 
 
 def test_a_changed_configuration_is_refused_by_name(images: Path, finished: Path) -> None:
     given = command(images, finished, *probe(images), "--optim.lr", "0.02")
     with pytest.raises(UsageError, match=r"optim\.lr was 0\.001, is 0\.02.*--accept_changes optim\.lr"):
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
 
 
 def test_a_second_run_in_the_same_directory_is_refused(images: Path, tmp_path: Path) -> None:
     with lock(tmp_path), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
-        pretrain.main(command(images, tmp_path))
+        run_verb(["pretrain", *command(images, tmp_path)])
 
 
 def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, 
     with pytest.raises(
         RunError, match=r"5\.jpg.*stopped before the first step; repair it.*--on_bad_file skip"
     ) as caught:
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
     assert caught.value.status == 1
-    pretrain.main([*given, "--on_bad_file", "skip"])
+    run_verb(["pretrain", *given, "--on_bad_file", "skip"])
     listed = (tmp_path / "run" / "skipped_files.csv").read_text().splitlines()
     assert len(listed) == 2
     assert listed[1].startswith("5.jpg,")
@@ -269,7 +269,7 @@ def test_continuing_a_model_keeps_its_form_and_its_head(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(images, tmp_path, "--init", str(finished / "model"), "--steps", "1")
-    pretrain.main([*given, "--model.width", "64", "--loss.ibot_weight", "0"])
+    run_verb(["pretrain", *given, "--model.width", "64", "--loss.ibot_weight", "0"])
     assert f"dino_head: continues that of {finished / 'model'}" in capsys.readouterr().out
     assert dinojax.load_model(tmp_path / "model").width == 32
     assert metrics(tmp_path)[0]["ibot"] == 0
@@ -280,9 +280,9 @@ def test_a_resnet_is_refused(images: Path, tmp_path: Path) -> None:
     dinojax.save_model(tmp_path / "resnet", dinojax.create_model("resnet50", nnx.Rngs(0), **tiny))
     given = ["--data", str(images), "--out", str(tmp_path / "run")]
     with pytest.raises(UsageError, match=r"resnet holds a resnet50; a vision transformer is needed here$"):
-        pretrain.main([*given, "--init", str(tmp_path / "resnet")])
+        run_verb(["pretrain", *given, "--init", str(tmp_path / "resnet")])
     with pytest.raises(UsageError, match=r"model resnet50 is not a vision transformer; choose from vitt14, vits14, "):
-        pretrain.main([*given, "--model.name", "resnet50"])
+        run_verb(["pretrain", *given, "--model.name", "resnet50"])
     assert not (tmp_path / "run").exists()
 
 
@@ -293,10 +293,10 @@ def test_projection_heads_are_not_left_out(images: Path, finished: Path, tmp_pat
     with pytest.raises(
         UsageError, match=r"dino_head\.safetensors is of another form than head says .*weight_v.*set head\.\*"
     ):
-        pretrain.main([*given, "--head.bottleneck", "8"])
+        run_verb(["pretrain", *given, "--head.bottleneck", "8"])
     shutil.copy(tmp_path / "model" / "dino_head.safetensors", tmp_path / "model" / "ibot_head.safetensors")
     with pytest.raises(UsageError, match=r"ibot_head\.safetensors .*--init_heads fresh"):
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_projection_heads_are_not_left_out(images: Path, finished: Path, tmp_pat
 )
 def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        pretrain.main([*command(images, tmp_path / "run"), *arguments])
+        run_verb(["pretrain", *command(images, tmp_path / "run"), *arguments])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 

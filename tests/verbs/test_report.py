@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from dinojax.errors import RunError, UsageError
-from dinojax.verbs import report
+from dinojax.verbs import run as run_verb
 from tests.tasks import FINETUNE, finished_run, write_multilabel_task, write_task
 
 
@@ -44,7 +44,7 @@ def auc(rows: list[dict[str, Any]], classes: list[str]) -> float:
 
 
 def make(runs: list[Path], out: Path) -> Path:
-    report.main([*map(str, runs), "--out", str(out)])
+    run_verb(["report", *map(str, runs), "--out", str(out)])
     return out
 
 
