@@ -77,7 +77,10 @@ class Scene:
 
 
 class Fan:
-    """Where a convex probe's beams lie, ± `half_angle` (radians): on rings from `near` to `far` around an `apex` above it."""
+    """Where a convex probe's beams lie: on rings from `near` to `far` around an apex above the image.
+
+    `half_angle` is in radians.
+    """
 
     def __init__(self, half_angle: float, shown: float) -> None:
         self.half_angle, self.far = half_angle, (0.5 - _MARGIN) / np.sin(half_angle)
