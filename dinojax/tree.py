@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
 from dinojax.errors import RunError
 
@@ -35,14 +35,11 @@ def _flat(state: Any) -> Params:
 
 def merge(graph: nnx.GraphDef, params: Mapping[str, Any]) -> Any:
     """The module of `graph` with the arrays of `params`; the inverse of `split`. Cheap, also inside `jax.jit`."""
-    nested: dict[str | int, Any] = {}
-    for path, value in params.items():
-        *parents, leaf = [int(part) if part.isdigit() else part for part in path.split(".")]
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[leaf] = value
-    return nnx.merge(graph, nested)
+
+    def parts(path: str) -> tuple[str | int, ...]:
+        return tuple(int(part) if part.isdigit() else part for part in path.split("."))
+
+    return nnx.merge(graph, traverse_util.unflatten_dict({parts(path): value for path, value in params.items()}))
 
 
 def prefixed(prefix: str, params: Mapping[str, T]) -> dict[str, T]:

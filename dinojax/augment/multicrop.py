@@ -44,9 +44,9 @@ def _views(
     for view in views:
         crop = geometry.to_array(geometry.cut(pil, geometry.crop_box(rng, height, width, scale), size))
         if rng.random() < config.horizontal_flip:
-            crop = geometry.horizontal_flip(crop)
+            crop = crop[:, ::-1]
         if rng.random() < config.vertical_flip:
-            crop = geometry.vertical_flip(crop)
+            crop = crop[::-1]
         if config.rotate90 and rng.random() < config.rotate90:
             crop = np.rot90(crop, int(rng.integers(1, 4)))
         view[:] = crop

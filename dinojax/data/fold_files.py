@@ -113,30 +113,18 @@ def _concatenate(tables: list[Records]) -> Records:
     )
 
 
-def write_fold_files(
-    directory: Path,
-    task: str,
-    paths: Sequence[str],
-    labels: Sequence[str],
-    folds: Sequence[Fold],
-    patients: Sequence[str] | None = None,
-) -> None:
+def write_fold_files(directory: Path, task: str, table: pd.DataFrame, folds: Sequence[Fold]) -> None:
     """Writes folds as RadImageNet does.
 
     Args:
       directory: the data set's folder; `dataframe/` is made in it.
       task: prefix of the files.
-      paths: [N] relative to `directory`; column `filename`.
-      labels: [N] names of the classes; column `label`.
-      folds: numbered from 1 in the files.
-      patients: [N] column `patient_id`, which RadImageNet's own files lack; None leaves it out.
+      table: a row an image, with columns `filename` (relative to `directory`) and `label`; maybe `patient_id`, which
+        RadImageNet's own files lack.
+      folds: of places in the table; numbered from 1 in the files.
     """
-    columns = {"filename": list(paths), "label": list(labels)}
-    if patients is not None:
-        columns["patient_id"] = list(patients)
-    table = pd.DataFrame(columns)
-    folder = Path(directory) / "dataframe"
+    folder = directory / "dataframe"
     folder.mkdir(parents=True, exist_ok=True)
     for number, fold in enumerate(folds, start=1):
-        for split, places in (("train", fold.train), ("val", fold.val), ("test", fold.test)):
-            table.iloc[places].to_csv(folder / f"{task}_{split}_fold{number}.csv", index=False)
+        for split in SPLITS:
+            table.iloc[getattr(fold, split)].to_csv(folder / f"{task}_{split}_fold{number}.csv", index=False)

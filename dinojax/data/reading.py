@@ -9,7 +9,7 @@ import numpy as np
 from dinojax.data.files import FORMATS, TEXT, find_images
 from dinojax.data.fold_files import find_fold_files, read_fold_files
 from dinojax.data.records import Records
-from dinojax.data.tables import TextColumn, Uncertain, folder_name, read_table
+from dinojax.data.tables import Uncertain, folder_name, read_table
 from dinojax.errors import RunError, UsageError
 
 _SPLIT_FOLDERS = {
@@ -130,13 +130,13 @@ def _patients(records: Records, group_regex: str) -> np.ndarray:
         raise UsageError(f"--group_regex {group_regex}: {error}") from error
     if not pattern.groups:
         raise UsageError(f"--group_regex {group_regex}: has no group; put parentheses around the patient's part")
-    patients = TextColumn()
+    patients: list[str] = []
     for index, path in enumerate(records.paths):
         match = pattern.search(path)
         if match is None or match[1] is None:
             raise RunError(f"--group_regex {group_regex}: finds no patient in {records.describe(index)}")
         patients.append(match[1])
-    return patients.to_numpy()
+    return np.array(patients, TEXT)
 
 
 def _encode(names: np.ndarray, data: str, positive_class: str | None) -> tuple[tuple[str, ...], np.ndarray]:

@@ -25,21 +25,6 @@ _UNCERTAIN = ("-1", "-1.0")
 _MEANINGS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
 
 
-class TextColumn:
-    """A column under construction, whose values repeat: each is kept once."""
-
-    def __init__(self) -> None:
-        self._places: dict[str, int] = {}
-        self._codes = array("i")
-
-    def append(self, value: str) -> None:
-        self._codes.append(self._places.setdefault(value, len(self._places)))
-
-    def to_numpy(self) -> np.ndarray:
-        """StringDType [N]."""
-        return np.array(list(self._places), TEXT)[np.asarray(self._codes)]
-
-
 def read_table(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None = None) -> Records:
     """Reads one table of images.
 
@@ -78,14 +63,17 @@ def normalised_images(records: Records) -> pd.DataFrame:
 
 def _parse(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None) -> Records:
     lines = _lines(file)
-    _, header = next(lines)
+    _, header = next(lines, (0, []))
+    if not header:
+        raise RunError(f"{file}: is empty")
     path = _column(file, header, _PATH_COLUMNS)
     label, flags = _label_columns(file, header) if labelled else ((), ())
     text_columns = (*label, *GROUP_COLUMNS, "split")
     place = {name: header.index(name) for name in (path, *text_columns, *flags, "frame") if name in header}
     if repeated := [name for name in place if header.count(name) > 1]:
         raise RunError(f"{file}: has several columns {repeated[0]}; its columns are {', '.join(header)}")
-    texts = {name: TextColumn() for name in text_columns if name in place}
+    texts: dict[str, list[str]] = {name: [] for name in text_columns if name in place}
+    known: dict[str, str] = {}  # values repeat: each is kept once
     filled = [name for name in (path, *label, "patient_id") if name in place]
     meanings = _FLAGS | (dict.fromkeys(_UNCERTAIN, _MEANINGS[uncertain]) if uncertain else {})
     paths: list[str] = []
@@ -108,13 +96,13 @@ def _parse(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None) 
         except ValueError as error:
             raise RunError(f"{file}, row {row}: {error}") from error
         for name, column in texts.items():
-            column.append(cells[place[name]])
+            column.append(known.setdefault(cells[place[name]], cells[place[name]]))
         paths.append(cells[place[path]])
         frames.append(int(frame or -1))
         rows.append(row)
     if not paths:
         raise RunError(f"{file}: lists no images")
-    columns = {name: column.to_numpy() for name, column in texts.items()}
+    columns = {name: np.array(column, TEXT) for name, column in texts.items()}
     return Records(
         root,
         np.array(paths, TEXT),
@@ -136,18 +124,14 @@ def folder_name(folder: Path) -> str:
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and stripped values of every line that is not blank, the header first."""
-    empty = True
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened)
             for values in reader:
                 if any(stripped := [value.strip() for value in values]):
-                    empty = False
                     yield reader.line_num, stripped
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RunError(f"{file}: not readable as CSV in UTF-8: {error}") from error
-    if empty:
-        raise RunError(f"{file}: is empty")
 
 
 def _column(file: Path, header: list[str], names: tuple[str, ...]) -> str:

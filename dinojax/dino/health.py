@@ -109,13 +109,11 @@ class Guard:
         Args:
           step: from 1.
           metrics: `feature_std`, `target_entropy` and `mean_target_entropy`, where present, are compared with the
-            limits; all must be finite.
+            limits; all are finite, see `not_finite`.
 
         Returns:
           Why the run has to stop, in one line, or None.
         """
-        if reason := not_finite(step, metrics):
-            return reason
         std = metrics.get("feature_std", math.inf)
         if std < CONSTANT:
             return f"all images have the same features (feature_std {std:.2g}) at step {step}; {_SPREAD_ADVICE}"

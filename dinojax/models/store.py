@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from dinojax.models.heads import Classifier, LinearHead
 from dinojax.models.preprocessing import Backbone, Preprocessing
 from dinojax.models.vit import VisionTransformer, ViTArguments
 from dinojax.models.zoo import Arguments, arguments_of, build
-from dinojax.runs.files import replacing_directory, write_json
+from dinojax.runs.files import read_json, replacing_directory, write_json
 
 M = TypeVar("M")
 
@@ -85,10 +84,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         inside = next((model for model in run if (model / "model.json").is_file()), None)
         hint = f"take {inside}" if inside else "python -m weights_convert SRC DST makes one"
         raise UsageError(f"{directory} is not a model directory: {why}; {hint}")
-    try:
-        description = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+    description = read_json(path)
     if not isinstance(description, dict):
         raise RunError(f"{path} cannot be read: it holds no settings by name")
     return description

@@ -95,7 +95,7 @@ def test_fold_files_have_the_published_layout(tmp_path):
     labels = ["no", "yes"] * 6
     paths = [f"images/{place}.png" for place in range(12)]
     folds = grouped_folds(np.array(labels), np.arange(12), 3, seed=0)
-    write_fold_files(tmp_path, "knee", paths, labels, folds)
+    write_fold_files(tmp_path, "knee", pd.DataFrame({"filename": paths, "label": labels}), folds)
     names = {f"knee_{split}_fold{number}.csv" for split in ("train", "val", "test") for number in (1, 2, 3)}
     assert {file.name for file in (tmp_path / "dataframe").iterdir()} == names
     table = pd.read_csv(tmp_path / "dataframe" / "knee_val_fold2.csv")
@@ -107,7 +107,8 @@ def test_fold_files_have_the_published_layout(tmp_path):
 def test_fold_files_keep_the_patients_as_written(tmp_path):
     labels, patients = ["no", "yes"] * 6, [f"00{place}" for place in range(12)]
     folds = grouped_folds(np.array(labels), np.array(patients), 3, seed=0)
-    write_fold_files(tmp_path, "knee", patients, labels, folds, patients)
+    listed = pd.DataFrame({"filename": patients, "label": labels, "patient_id": patients})
+    write_fold_files(tmp_path, "knee", listed, folds)
     table = pd.read_csv(tmp_path / "dataframe" / "knee_train_fold1.csv", dtype=str)
     assert list(table["patient_id"]) == [patients[place] for place in folds[0].train]
 

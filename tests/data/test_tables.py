@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -151,7 +152,8 @@ def test_fold_files_may_have_several_labels(tmp_path: Path) -> None:
     paths = [f"{number}.png" for number in range(6)]
     parts = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
     folds = [Fold(parts[k], parts[(k + 1) % 3], parts[(k + 2) % 3]) for k in range(3)]
-    write_fold_files(data, "chest", paths, ["0,1", "1,", "0,0", "1,1", ",0", "0,1"], folds)
+    listed = pd.DataFrame({"filename": paths, "label": ["0,1", "1,", "0,0", "1,1", ",0", "0,1"]})
+    write_fold_files(data, "chest", listed, folds)
     for file in (data / "dataframe").iterdir():
         file.write_text(file.read_text().replace('"', "").replace("label", "label_a,label_b"))
     records = read(data)

@@ -149,8 +149,7 @@ def write_phantoms(
         for name in (f"p{number:03}_{view}.png" for view in range(images_per_patient))
     ]
     table = pd.DataFrame(rows, columns=["path", "patient_id", "label", "mask"])
-    labels, groups = table["label"].to_numpy(), table["patient_id"].to_numpy()
-    divided = grouped_folds(labels, groups, folds, seed)
+    divided = grouped_folds(table["label"].to_numpy(), table["patient_id"].to_numpy(), folds, seed)
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     scenes = [scene for _, views in drawn for scene in views]
@@ -161,5 +160,6 @@ def write_phantoms(
             Image.fromarray(mask).save(out / mask_path)
             report(place + 1, "")
     table.to_csv(out / "manifest.csv", index=False)
-    write_fold_files(out, "phantom", list(table["path"]), list(labels), divided, list(groups))
+    listed = {"filename": table["path"], "label": table["label"], "patient_id": table["patient_id"]}
+    write_fold_files(out, "phantom", pd.DataFrame(listed), divided)
     return table
