@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "schedules": set(),
     "sharding": {"errors"},
+    "costs": set(),
     "optim": {"tree"},
     "processes": {"errors", "config"},
     "runs.files": {"errors"},
@@ -27,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "models"},
     "reporting": {"errors", "runs.files"},
     "protocols": {
-        *("errors", "tree", "seeds", "config", "progress", "sharding", "optim", "runs.files"),
+        *("errors", "tree", "seeds", "config", "progress", "sharding", "costs", "optim", "runs.files"),
         *("models", "data", "augment", "reporting"),
     },
     "look": {"tree", "models", "augment.geometry", "data", "reporting", "protocols"},

@@ -232,6 +232,8 @@ class PretrainConfig:
     loop_blocks: bool = False
     """Compiles the blocks as a loop, where all have the same drop path: for large models, above all with `fsdp`. On a
     CPU it is a fifth slower."""
+    check: bool = False
+    """Says how everything was read and what would be done, and stops there."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
     groups: PositiveInt = 1

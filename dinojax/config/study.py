@@ -34,6 +34,8 @@ class StudyConfig:
     """A file found unreadable stops the run, or is left out and listed in `skipped_files.csv`."""
     folds: PositiveInt = 5
     """How many folds to make when the data brings none."""
+    fold_seed: Seed = 0
+    """Draws these folds, so that runs of several seeds share them."""
     image_size: PositiveInt | None = None
     """Side in pixels; null: the size that the weights were used at."""
     normalisation: Literal["checkpoint", "none"] = "checkpoint"
@@ -44,6 +46,8 @@ class StudyConfig:
     which is optimistic."""
     threads: NonNegativeInt = 2
     """Threads that read images."""
+    check: bool = False
+    """Says how everything was read and what would be done, and stops there."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=None))

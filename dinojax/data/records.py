@@ -35,6 +35,11 @@ class Records:
       table: the manifest, if there is one.
       rows: int32 [N], each entry's row in the manifest, or in a fold file that lists it, the header being row 1; else
         empty.
+      reader: how the data was read, in words.
+      patient_source: where the patients come from, in words; empty where they are unknown.
+      unread_columns: of the manifest.
+      left_out: what else was not read, in words.
+      hints: what may be meant otherwise, in words.
       ignored: how many files of each suffix were left out, because they are no images that are read.
     """
 
@@ -49,6 +54,11 @@ class Records:
     folds: tuple[Fold, ...] = ()
     table: Path | None = None
     rows: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
+    reader: str = ""
+    patient_source: str = ""
+    unread_columns: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
     ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:

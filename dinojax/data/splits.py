@@ -39,6 +39,20 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
     return made
 
 
+def describe_folds(records: Records, folds: int, seed: int) -> str:
+    """How `make_folds` divides a data set, in words."""
+    grouped = "grouped by patient" if records.patients is not None else "every image by itself"
+    if records.folds:
+        return f"{len(records.folds)}, as the fold files give them"
+    if records.splits is not None and (records.splits != "").any():
+        if (records.splits == "val").any():
+            return "1, as the data gives its parts"
+        return (
+            f"1, as the data gives its parts; validation is a fifth of the training part, {grouped}, fold_seed {seed}"
+        )
+    return f"{folds}, made: stratified, {grouped}, fold_seed {seed}"
+
+
 def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
     """Divides a data set `folds` times, with about the same share of every class in every part.
 

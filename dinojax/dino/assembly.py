@@ -18,6 +18,7 @@ from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
+from dinojax.data.facts import data_facts, render
 from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
@@ -170,9 +171,8 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
       RunError: the processes of a run have different images or configurations.
     """
     records = read_records(config.data, labelled=False, data_root=config.data_root)
-    print(records.summary())
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
-    print(headers.summary())
+    print(render(data_facts(records, headers)), flush=True)
     if len(records) < config.batch_size:
         what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
         raise UsageError(f"{what}; lower it")

@@ -12,18 +12,18 @@ from flax import nnx
 
 from dinojax import progress, sharding, tree
 from dinojax.augment import geometry
-from dinojax.config.evaluate import KNNConfig
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
 from dinojax.data import pipeline
-from dinojax.data.decode import check_headers
+from dinojax.data.decode import Headers, check_headers
+from dinojax.data.facts import Facts
 from dinojax.data.memory import Decoded, decode_all
 from dinojax.data.reading import read_records
-from dinojax.data.records import Records
+from dinojax.data.records import Fold, Records
 from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
-from dinojax.models import ARGUMENTS, Backbone, Preprocessing, create_model
+from dinojax.models import Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
 from dinojax.models.store import load_model, write_model
@@ -64,15 +64,46 @@ def make_backbone(config: StudyConfig) -> Backbone:
     return backbone
 
 
-def decode_cases(config: StudyConfig, backbone: Backbone) -> Decoded:
+class Cases(NamedTuple):
+    """A labelled data set before its images are decoded, and the folds that divide it."""
+
+    records: Records
+    headers: Headers
+    folds: tuple[Fold, ...]
+
+
+def read_cases(config: StudyConfig) -> Cases:
+    """Lists the cases, looks at their files' headers, and divides them into folds."""
+    records = read_records(
+        config.data,
+        labelled=True,
+        data_root=config.data_root,
+        group_regex=config.group_regex,
+        positive_class=config.positive_class,
+        uncertain=config.uncertain,
+    )
+    records, headers = check_headers(records, on_bad_file=config.on_bad_file)
+    return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))
+
+
+def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Cases:
+    """The cases that could be decoded; the folds are made anew where some could not."""
+    if len(records) == len(cases.records):
+        return cases
+    print(f"{len(cases.records) - len(records)} images cannot be decoded and are left out; the folds are made anew")
+    return Cases(records, cases.headers, make_folds(records, config.folds, config.fold_seed))
+
+
+def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
     """All images in memory: squares for the model (`image`), and small grey ones for the baseline (`pixels`)."""
-    return decode_all(
-        _read(config),
+    decoded = decode_all(
+        cases.records,
         {"image": partial(geometry.square, size=backbone.preprocessing.size), "pixels": pixels.grey_pixels},
         channels=backbone.channels,
         threads=config.threads,
         on_bad_file=config.on_bad_file,
     )
+    return decoded._replace(skipped=[*cases.headers.bad, *decoded.skipped])
 
 
 class ExtractedCases(NamedTuple):
@@ -84,10 +115,9 @@ class ExtractedCases(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
+def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> ExtractedCases:
     """Runs a frozen backbone over all images."""
-    records, headers = check_headers(_read(config), on_bad_file=config.on_bad_file)
-    print(headers.summary())
+    records, headers, _ = cases
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
 
@@ -110,40 +140,29 @@ def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
     return ExtractedCases(records.take(features.columns["index"]), features, [*headers.bad, *source.skipped])
 
 
-def _read(config: StudyConfig) -> Records:
-    records = read_records(
-        config.data,
-        labelled=True,
-        data_root=config.data_root,
-        group_regex=config.group_regex,
-        positive_class=config.positive_class,
-        uncertain=config.uncertain,
-    )
-    print(records.summary())
-    return records
-
-
 def make_study(
     config: StudyConfig,
     protocol: str,
-    records: Records,
+    cases: Cases,
     settings: Sequence[Any],
     criterion: Criterion,
     recipe: Mapping[str, Any],
+    facts: Facts,
 ) -> Study:
-    """The study of a protocol on the data's own folds, or on those that the configuration asks for."""
+    """The study of a protocol on the cases' folds."""
     return Study(
         out=Path(config.out),
-        task_name=config.task or records.task,
+        task_name=config.task or cases.records.task,
         starting_point=config.starting_point or name_of(config.init),
         protocol=protocol,
         seed=config.seed,
         selection=config.selection,
         criterion=criterion,
-        records=records,
-        folds=make_folds(records, config.folds, config.seed),
+        records=cases.records,
+        folds=cases.folds,
         settings=settings,
         recipe=recipe,
+        facts=facts,
     )
 
 
@@ -171,7 +190,7 @@ def run_pixels(study: Study, small_images: np.ndarray) -> None:
 
 
 def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> tuple[Classifier, dict[str, float]]:
-    """The backbone with a new head, and what is trained of it; prints how much that is.
+    """The backbone with a new head, and what is trained of it.
 
     Args:
       config: of the run.
@@ -195,8 +214,6 @@ def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> t
             backbone.check_batch(batch_size, size, size)
         except ValueError as error:
             raise UsageError(f"batch_sizes {batch_size} at image_size {size}: {error}") from error
-    trained, total = sum(weights[path] for path in rates), sum(weights.values())
-    print(f"{config.mode}: {trained:,} of {total:,} parameters are trained")
     return classifier, rates
 
 
@@ -256,43 +273,3 @@ def make_finetuning(
         seed=config.seed,
         write_weights=write_weights,
     )
-
-
-def finetuning_recipe(
-    config: FinetuneConfig, classifier: Classifier, rates: Mapping[str, float]
-) -> dict[str, int | float | str]:
-    """How a fine-tuning run is done, for its results."""
-    params, head = tree.split(classifier)[1], config.classifier
-    twice = classifier.renormalise and ", norm applied twice"
-    augment = dataclasses.asdict(config.augment).items()
-    return {
-        **_common_recipe(config, classifier.backbone),
-        "mode": config.mode,
-        "trained_parameters": sum(params[path].size for path in rates),
-        "head": (f"hidden {head.hidden}" if head.hidden else "linear") + (twice or ""),
-        "epochs": config.epochs,
-        "weights_kept": config.epoch_selection,
-        "weight_decay": config.weight_decay,
-        "augment": ", ".join(f"{name} {_text(value)}" for name, value in augment),
-    }
-
-
-def knn_recipe(config: KNNConfig, backbone: Backbone) -> dict[str, int | float | str]:
-    """How k-NN on frozen features is done, for its results."""
-    weights = "equal" if config.temperature is None else f"exp(similarity / {config.temperature:g})"
-    return {**_common_recipe(config, backbone), "features": config.features, "votes": weights}
-
-
-def _common_recipe(config: StudyConfig, backbone: Backbone) -> dict[str, int | float | str]:
-    form, published = dataclasses.asdict(backbone.arguments), dataclasses.asdict(ARGUMENTS[backbone.name])
-    own = ", ".join(f"{name} {_text(value)}" for name, value in form.items() if value != published[name])
-    return {
-        "init": config.init or "random weights",
-        "model": backbone.name + (f" ({own})" if own else ""),
-        "image_size": backbone.preprocessing.size,
-        "normalisation": config.normalisation,
-    }
-
-
-def _text(value: Any) -> str:
-    return "–".join(map(_text, value)) if isinstance(value, tuple) else f"{value}"

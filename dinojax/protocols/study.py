@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dinojax.data.facts import Facts
 from dinojax.data.records import Fold, Records
 from dinojax.data.splits import cases_table, folds_table
 from dinojax.errors import RunError, UsageError
@@ -74,6 +75,8 @@ class Study:
     settings: Sequence[Any]
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How it was done, as the report shows it: names to numbers and short texts."""
+    facts: Facts = dataclasses.field(default_factory=dict)
+    """How data and model were understood; kept in `facts.json`."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -96,7 +99,7 @@ class Study:
         return sum(self._facts(unit).exists() for unit in self.units())
 
     def begin(self) -> None:
-        """Writes `folds.csv`, or compares with the one that the run began with.
+        """Writes `facts.json` and `folds.csv`, or compares the folds with those that the run began with.
 
         Raises:
           UsageError: the published selection has no AUC to choose by.
@@ -112,6 +115,7 @@ class Study:
                     f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
                 )
             return
+        write_json(self.out / "facts.json", self.facts)
         with replacing(path, newline="") as file:
             table.to_csv(file, index=False)
 

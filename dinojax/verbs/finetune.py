@@ -7,8 +7,9 @@ from dinojax import progress
 from dinojax.config import parser
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.data.decode import list_skipped
+from dinojax.data.facts import render
 from dinojax.errors import Stopped
-from dinojax.protocols import assembly
+from dinojax.protocols import assembly, recipes
 from dinojax.protocols.finetuning import make_grid
 from dinojax.protocols.study import Scored, Unit, is_finished, summarise
 from dinojax.protocols.task import Task
@@ -26,16 +27,22 @@ def main(config: FinetuneConfig) -> Path:
     if is_finished(out):
         return out
     backbone = assembly.make_backbone(config)
-    cases = assembly.decode_cases(config, backbone)
+    cases = assembly.read_cases(config)
     classifier, rates = assembly.make_classifier(config, backbone, Task.of(cases.records))
-    recipe = assembly.finetuning_recipe(config, classifier, rates)
-    study = assembly.make_study(config, "finetune", cases.records, settings, "val_loss", recipe)
-    finetuning = assembly.make_finetuning(config, study, classifier, rates, cases.views["image"])
+    facts, here = recipes.finetuning_facts(config, cases, classifier, rates)
+    print(render(facts | here), flush=True)
+    if config.check:
+        return out
     with lock(out):
+        decoded = assembly.decode_cases(config, backbone, cases)
+        cases = assembly.without_skipped(config, cases, decoded.records)
+        recipe = recipes.finetuning_recipe(config, classifier, rates)
+        study = assembly.make_study(config, "finetune", cases, settings, "val_loss", recipe, facts)
+        finetuning = assembly.make_finetuning(config, study, classifier, rates, decoded.views["image"])
         study.begin()
         write_config(config, out)
-        list_skipped(cases.skipped, out / "skipped_files.csv")
-        assembly.run_pixels(study, cases.views["pixels"])
+        list_skipped(decoded.skipped, out / "skipped_files.csv")
+        assembly.run_pixels(study, decoded.views["pixels"])
         total, done = (count * config.epochs for count in (len(study.units()), study.finished()))
         with StopRequest() as stop, progress.bar("fine-tuning", total, done) as bar:
 

@@ -167,3 +167,27 @@ def test_unreadable_images_are_left_out_and_listed(model: Path, tmp_path: Path) 
     assert "benign_1.png" in (out / "skipped_files.csv").read_text()
     assert "benign_1.png" not in (out / "predictions.csv").read_text()
     assert jax.device_count() == 8  # the batch of 11 images is spread over as many as divide it
+
+
+def test_check_says_what_would_be_done_and_writes_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_task(tmp_path / "breast"), tmp_path / "out"
+    given = ["--data", str(data), "--out", str(out), "--check", "true"]
+    run_verb(["evaluate", "knn", *given, "--init", str(model), *KNN, "--ks", "1"])
+    run_verb(["finetune", *given, *FINETUNE])
+    shown = capsys.readouterr().out
+    assert shown.count("classes:    'benign' × 6, 'malignant' × 6 (positive: 'malignant')") == 2
+    assert "trained:" in shown
+    assert not out.exists()
+
+
+def test_folds_have_a_seed_of_their_own(model: Path, tmp_path: Path) -> None:
+    data = write_task(tmp_path / "breast", per_class=12)
+    folds = {}
+    for name, seeds in {"a": ["--seed", "0"], "b": ["--seed", "1"], "c": ["--fold_seed", "1"]}.items():
+        out = tmp_path / name
+        run_knn(data, model, out, "--ks", "1", *seeds)
+        folds[name] = (out / "folds.csv").read_text()
+        assert json.loads((out / "facts.json").read_text())["patients"].startswith("12, from")
+    assert folds["a"] == folds["b"] != folds["c"]
