@@ -35,7 +35,6 @@ from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
 
 DeviceBatch = dict[str, jax.Array]
-HostBatch = dict[str, np.ndarray]
 
 
 class Pretraining(NamedTuple):
@@ -54,7 +53,7 @@ class Pretraining(NamedTuple):
     """The device's half of the augmentation: uint8 views to the normalised ones."""
     source: ImageSource
     headers: Headers
-    read_batches: Callable[[int], Iterator[HostBatch]]
+    read_batches: Callable[[int], Iterator[pipeline.Batch]]
     """Yields this process' rows of every batch from a step on: uint8 views, masks, places of images in the records."""
     guard: Guard
     evaluators: tuple[Evaluator, ...]
@@ -111,8 +110,9 @@ def assemble(config: PretrainConfig) -> Pretraining:
         state, metrics = train_step(state, augment(batch))
         return state, metrics | {"stop": stop}
 
-    def read_batches(start: int) -> Iterator[HostBatch]:
+    def read_batches(start: int) -> Iterator[pipeline.Batch]:
         part = jax.process_index(), jax.process_count()
+        masked = partial(add_masks, masks, derive(config.seed, "masks"), part) if config.loss.ibot_weight else None
         return pipeline.training_batches(
             source,
             partial(multicrop, config=config.crops),
@@ -122,9 +122,7 @@ def assemble(config: PretrainConfig) -> Pretraining:
             threads=config.threads,
             workers=config.workers,
             part=part,
-            per_batch=partial(add_masks, masks, derive(config.seed, "masks"), part)
-            if config.loss.ibot_weight
-            else None,
+            per_batch=masked,
         )
 
     return Pretraining(
@@ -230,7 +228,7 @@ def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline)
     return (knn_evaluator(probe, due, section.stop_below),)
 
 
-def add_masks(plan: MaskPlan, seed: int, part: tuple[int, int], batch: HostBatch, step: int) -> HostBatch:
+def add_masks(plan: MaskPlan, seed: int, part: tuple[int, int], batch: pipeline.Batch, step: int) -> pipeline.Batch:
     """Adds iBOT's masks, drawn for the whole batch, of which each process (its number, and how many) keeps its rows."""
     masks = plan.draw(np.random.default_rng((seed, step)))
     return batch | {"masks": masks.reshape(part[1], -1, 2, masks.shape[1])[part[0]]}

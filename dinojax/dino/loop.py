@@ -86,4 +86,4 @@ def train(
 
 def teacher_params(mesh: Mesh, state: TrainState) -> tree.Params:
     """The teacher's parameters, whole, on one of this process' devices."""
-    return sharding.local(sharding.gather(mesh, state.teacher))
+    return sharding.gather(mesh, state.teacher)

@@ -51,12 +51,11 @@ def make_projections(
     """
     made = {}
     for name, form in forms.items():
-        path = None if init is None else Path(init) / f"{name}.safetensors"
-        stored = path is not None and path.exists()
+        stored = init is not None and (Path(init) / f"{name}.safetensors").exists()
         if form is None:
             if stored:
                 raise UsageError(
-                    f"{path} is a head of iBOT's own; set ibot_head.* to its form to continue it, "
+                    f"{init}/{name}.safetensors is a head of iBOT's own; set ibot_head.* to its form to continue it, "
                     "or start with new heads by --init_heads fresh"
                 )
             continue

@@ -55,10 +55,8 @@ class Conv(nnx.Module):
         x, kernel = x.astype(dtype), kernel.astype(dtype)
         if size == 1:
             x = x[:, ::stride, ::stride]
-            batch, height, width, _ = x.shape
             # The same as a convolution, but faster.
-            y = rearrange(x, "b h w c -> (b h w) c") @ kernel[0, 0]
-            y = rearrange(y, "(b h w) c -> b h w c", b=batch, h=height, w=width)
+            y = (rearrange(x, "b h w c -> (b h w) c") @ kernel[0, 0]).reshape(*x.shape[:3], -1)
         else:
             padding = [((size - 1) // 2, (size - 1) // 2)] * 2
             axes = ("NHWC", "HWIO", "NHWC")

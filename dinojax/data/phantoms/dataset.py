@@ -129,7 +129,6 @@ def write_phantoms(
     Raises:
       UsageError: `out` holds something, or a number is too small.
     """
-    out = Path(out)
     lowest = {"folds": (folds, 3), "patients": (patients, 2 * folds), "size": (size, 64), "seed": (seed, 0)}
     for name, (value, bound) in (lowest | {"images_per_patient": (images_per_patient, 1)}).items():
         if value < bound:
