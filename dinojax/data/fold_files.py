@@ -119,8 +119,7 @@ def write_fold_files(directory: Path, task: str, table: pd.DataFrame, folds: Seq
     Args:
       directory: the data set's folder; `dataframe/` is made in it.
       task: prefix of the files.
-      table: a row an image, with columns `filename` (relative to `directory`) and `label`; maybe `patient_id`, which
-        RadImageNet's own files lack.
+      table: a row an image, with the columns that `read_table` knows; the path is relative to `directory`.
       folds: of places in the table; numbered from 1 in the files.
     """
     folder = directory / "dataframe"

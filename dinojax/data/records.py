@@ -103,6 +103,10 @@ class Records:
             rows=self.rows[kept] if len(self.rows) else self.rows,
         )
 
+    def undivided(self) -> "Records":
+        """The same images without the parts and folds that the data brings along."""
+        return dataclasses.replace(self, folds=(), splits=None)
+
     def summary(self) -> str:
         """One line: how many images, of which classes, and what was left out."""
         parts = [f"{len(self)} images"]

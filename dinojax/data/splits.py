@@ -142,7 +142,7 @@ def folds_table(records: Records, folds: tuple[Fold, ...]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def cases_table(records: Records, indices: np.ndarray) -> pd.DataFrame:
+def cases_table(records: Records, indices: np.ndarray | slice) -> pd.DataFrame:
     """`path`, `frame`, the known groups and `label`, or `label_<class>` ('0', '1'), of labelled images, as text.
 
     Empty where there is none.
@@ -152,7 +152,7 @@ def cases_table(records: Records, indices: np.ndarray) -> pd.DataFrame:
     columns = {
         "path": records.paths[indices].tolist(),
         "frame": ["" if frame < 0 else str(frame) for frame in records.frames[indices]],
-        "patient_id": [""] * len(indices),
+        "patient_id": [""] * len(labels),
         **{name: values[indices].tolist() for name, values in records.groups.items()},
     }
     if records.multilabel:

@@ -15,6 +15,7 @@ from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.phantoms import PhantomsConfig
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.config.report import ReportConfig
+from dinojax.config.splits import SplitsConfig
 from dinojax.errors import UsageError
 
 
@@ -28,6 +29,7 @@ class Verb(NamedTuple):
 VERBS = {
     "demo": Verb("the main job on phantoms: pre-train, score two starting points, report", DemoConfig),
     "phantoms": Verb("write a phantom data set: images, manifest, fold files", PhantomsConfig),
+    "splits": Verb("write stratified, patient-grouped folds once for all runs", SplitsConfig),
     "pretrain": Verb("self-supervised pre-training; the same command resumes it", PretrainConfig),
     "finetune": Verb("fine-tune one starting point on every fold with every setting", FinetuneConfig),
     "evaluate knn": Verb("classify by the nearest neighbours of frozen features on every fold", KNNConfig),
