@@ -39,7 +39,7 @@ def assemble(
       RunError: `published` was asked for, and no setting has a mean test AUC.
     """
     folds, names = sorted({fold for fold, _ in kept}), [str(setting["setting"]) for setting in settings]
-    described = []
+    described: list[dict[str, Any]] = []
     for setting, name in zip(settings, names, strict=True):
         summary = summarise(select_rows(table, "test", dict.fromkeys(folds, name)), folds, classes)
         summary["folds"] = [{**kept[entry["fold"], name], **entry} for entry in summary["folds"]]
