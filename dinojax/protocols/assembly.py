@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from dinojax.models.resnet import freeze_batchnorm
 from dinojax.models.store import load_model, write_model
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
-from dinojax.protocols.features import Extracted, extract
+from dinojax.protocols.features import extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
 from dinojax.protocols.study import Study, Unit, name_of
 from dinojax.protocols.task import Task
@@ -75,17 +75,12 @@ def decode_cases(config: StudyConfig, backbone: Backbone) -> Decoded:
     )
 
 
-class ExtractedCases(NamedTuple):
-    """Features of all images that could be read; the images themselves are not kept."""
+def extract_cases(config: StudyConfig, backbone: Backbone) -> Decoded:
+    """Runs a frozen backbone over all images, which are not kept.
 
-    records: Records
-    features: Extracted
-    """Its columns have `pixels`, the small grey images of the baseline."""
-    skipped: list[tuple[str, str]]
-
-
-def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
-    """Runs a frozen backbone over all images."""
+    Returns:
+      The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
+    """
     records, headers = check_headers(_read(config), on_bad_file=config.on_bad_file)
     print(headers.summary())
     channels = 1 if backbone.channels == 1 else headers.channels
@@ -93,8 +88,8 @@ def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
 
     def transform(element: dict[str, Any]) -> dict[str, Any]:
         image = element["image"]
-        views = {"image": geometry.square(image, backbone.preprocessing.size), "pixels": pixels.grey_pixels(image)}
-        return {"index": element["index"], **views}
+        square = geometry.square(image, backbone.preprocessing.size)
+        return {"index": element["index"], "image": square, "pixels": pixels.grey_pixels(image)}
 
     devices = jax.local_device_count()
     size = min(_BATCH, -(-len(records) // devices)) * devices
@@ -106,8 +101,8 @@ def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
                 bar(min(place * size, len(records)), "")
 
         batches = pipeline.evaluation_batches(source, transform, batch_size=size, threads=config.threads)
-        features = extract(backbone, shown(batches))
-    return ExtractedCases(records.take(features.columns["index"]), features, [*headers.bad, *source.skipped])
+        views = extract(backbone, shown(batches))
+    return Decoded(records.take(views.pop("index")), views, [*headers.bad, *source.skipped])
 
 
 def _read(config: StudyConfig) -> Records:

@@ -28,8 +28,7 @@ def main(config: KNNConfig) -> Path:
         study.begin()
         write_config(config, out)
         list_skipped(cases.skipped, out / "skipped_files.csv")
-        assembly.run_pixels(study, cases.features.columns["pixels"])
-        features = getattr(cases.features, {"class_token": "pooled", "mean_patch": "mean_patch"}[config.features])
-        results = study.run(knn.protocol(features, study.labels, study.task, config.temperature))
+        assembly.run_pixels(study, cases.views["pixels"])
+        results = study.run(knn.protocol(cases.views[config.features], study.labels, study.task, config.temperature))
     print(f"done: {summarise(results)}; look at {out / 'results.json'} and {out / 'figures'}")
     return out
