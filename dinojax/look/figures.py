@@ -3,7 +3,7 @@
 `images` are those that the results belong to, uint8 [N, H, W, C]; maps stand beside them, without smoothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -120,7 +120,7 @@ def plot_norms(images: np.ndarray, norms: numbers.TokenNorms, title: str, shown:
         outliers = norms.outliers[place]
         _image(left, images[place], f"image {place}")
         _map(right, images[place], norms.patches[place], "viridis", scale, f"outliers: {outliers.sum()}")
-        _outline(right, images[place], outliers)
+        _outline(right, images[place], outliers.shape, np.argwhere(outliers))
     _colour_bar(below, axes, "viridis", scale, "L2 norm")
     return figure
 
@@ -199,12 +199,10 @@ def plot_similarity(
     axes = figure.subplots(2, len(maps), squeeze=False)
     scale = Normalize(min(float(np.percentile(maps, 1)), 0.99), 1)
     for column, (image, map_, (row, place)) in enumerate(zip(images, maps, places, strict=True)):
-        chosen = np.zeros(map_.shape, bool)
-        chosen[row, place] = True
         _image(axes[0, column], image, f"patch at row {row},\ncolumn {place}")
         _map(axes[1, column], image, map_, "viridis", scale)
         for axis in axes[:, column]:
-            _outline(axis, image, chosen)
+            _outline(axis, image, map_.shape, [(row, place)])
     _colour_bar(figure, axes, "viridis", scale, "cosine similarity to the patch outlined", extend="min")
     return figure
 
@@ -255,10 +253,10 @@ def _map(axis: Axes, image: np.ndarray, values: np.ndarray, colours: str, scale:
     axis.set_axis_off()
 
 
-def _outline(axis: Axes, image: np.ndarray, chosen: np.ndarray) -> None:
-    """Draws squares around patches, bool [h, w]."""
-    height, width = image.shape[0] / chosen.shape[0], image.shape[1] / chosen.shape[1]
-    for row, column in np.argwhere(chosen):
+def _outline(axis: Axes, image: np.ndarray, grid: tuple[int, ...], places: Iterable[Sequence[int]]) -> None:
+    """Draws squares around the patches at these places (row, column) of a grid (h, w)."""
+    height, width = image.shape[0] / grid[0], image.shape[1] / grid[1]
+    for row, column in places:
         corner = (column * width, row * height)
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_ORANGE, linewidth=1.4))
 
