@@ -33,6 +33,7 @@ from dinojax.protocols.features import extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
 from dinojax.protocols.study import Study, Unit, name_of
 from dinojax.protocols.task import Task
+from dinojax.reporting.render import number
 from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
@@ -161,8 +162,7 @@ def run_pixels(study: Study, small_images: np.ndarray) -> None:
     )
     if not (baseline.out / "results.json").exists():
         results = baseline.run(pixels.protocol(small_images, study.labels, study.task))
-        mean = results["selection"]["mean_auc"]
-        print(f"baseline, {method}: mean AUC {'none' if mean is None else f'{mean:.3f}'}", flush=True)
+        print(f"baseline, {method}: mean AUC {number(results['selection']['mean_auc'])}", flush=True)
 
 
 def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> tuple[Classifier, dict[str, float]]:

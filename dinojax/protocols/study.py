@@ -17,6 +17,7 @@ from dinojax.errors import RunError, UsageError
 from dinojax.protocols.task import Task
 from dinojax.reporting.figures import draw_run
 from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.render import number
 from dinojax.reporting.results import make_result
 from dinojax.reporting.selection import Criterion, Selection, assemble, best_setting
 from dinojax.runs.files import read_json, replacing, write_json, write_text
@@ -233,9 +234,7 @@ def summarise(results: Mapping[str, Any]) -> str:
     parts = []
     for name, found in results["selections"].items():
         if found is not None:
-            spread = [found[key] for key in ("mean_auc", "sd_auc", "pooled_auc")]
-            mean, sd, pooled = ("none" if value is None else f"{value:.3f}" for value in spread)
+            mean, sd, pooled = (number(found[key]) for key in ("mean_auc", "sd_auc", "pooled_auc"))
             parts.append(f"{name} {mean} ± {sd}, pooled {pooled}")
-    folds = results["selection"]["folds"]
-    aucs = ", ".join(f"{entry['auc']:.3f}" if entry["auc"] is not None else "none" for entry in folds)
+    aucs = ", ".join(number(entry["auc"]) for entry in results["selection"]["folds"])
     return f"AUC by fold {aucs}; mean ± SD by selection: {'; '.join(parts)}"

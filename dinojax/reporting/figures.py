@@ -1,5 +1,6 @@
 """The figures of a run and of a report: ROC curves, and losses where a protocol has epochs."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,10 +70,8 @@ def _free_names(folder: Path) -> Callable[[str], Path]:
 
     def name(text: str) -> Path:
         slug = re.sub(r"[^\w.-]+", "_", text)
-        free, number = slug, 1
-        while free.lower() in taken:
-            number += 1
-            free = f"{slug}_{number}"
+        numbered = (f"{slug}_{number}" for number in itertools.count(2))
+        free = next(name for name in itertools.chain([slug], numbered) if name.lower() not in taken)
         taken.add(free.lower())
         return folder / f"{free}.png"
 

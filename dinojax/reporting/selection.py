@@ -39,7 +39,7 @@ def assemble(
       RunError: `published` was asked for, and no setting has a mean test AUC.
     """
     folds, names = sorted({fold for fold, _ in kept}), [str(setting["setting"]) for setting in settings]
-    described: list[dict[str, Any]] = []
+    described = []
     for setting, name in zip(settings, names, strict=True):
         summary = summarise(select_rows(table, "test", dict.fromkeys(folds, name)), folds, classes)
         summary["folds"] = [{**kept[entry["fold"], name], **entry} for entry in summary["folds"]]
@@ -50,7 +50,9 @@ def assemble(
         facts = {name: kept[fold, name] for name in names}
         validation = pd.DataFrame(table[(table["split"] == "val") & (table["fold"] == fold)])
         nested[fold] = best_setting(criterion, facts, validation, classes)
-    means = {entry["setting"]: entry["mean_auc"] for entry in described if entry["mean_auc"] is not None}
+    means: dict[str, float] = {
+        entry["setting"]: entry["mean_auc"] for entry in described if entry["mean_auc"] is not None
+    }
     published = dict.fromkeys(folds, max(means, key=lambda name: means[name])) if means else None
 
     selections = {
