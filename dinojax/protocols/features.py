@@ -84,7 +84,10 @@ class FeatureRunner(Generic[T]):
         return sharding.put_batch(self._mesh, {"image": images})["image"]
 
     def _everywhere(self, params: tree.Params) -> tree.Params:
-        local = {path: _one_copy(value) for path, value in params.items()}
+        # Of what is the same on the devices of several processes, the copy of this one.
+        local = {
+            path: value.addressable_data(0) if value.is_fully_replicated else value for path, value in params.items()
+        }
         return jax.device_put(local, sharding.replicated(self._mesh))
 
 
@@ -149,8 +152,3 @@ def chunked(
 
     spread = sharding.batch_sharding(mesh).spec
     return jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), spread), out_specs=spread)
-
-
-def _one_copy(value: jax.Array) -> jax.Array:
-    """This process's copy of what is the same on the devices of several."""
-    return value.addressable_data(0) if value.is_fully_replicated else value

@@ -2,7 +2,7 @@
 
 import re
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import numpy as np
@@ -21,14 +21,6 @@ from dinojax.protocols.knn import nearest, vote
 from dinojax.protocols.pixels import grey_pixels
 
 _BATCH = 64  # images on a device at a time, however many devices there are, so that these change no feature
-
-
-class Accuracy(NamedTuple):
-    """Shares in 0..1 of the images whose class has the most votes."""
-
-    plain: float
-    balanced: float
-    """The mean over classes; 1 / classes is chance."""
 
 
 class Probe:
@@ -87,13 +79,19 @@ class Probe:
         # Every process does all of it on its own devices, so that none waits for another.
         self._features = FeatureRunner(model, pooled, min(_BATCH, len(kept)) * jax.local_device_count())
 
-    def measure(self, params: tree.Params) -> Accuracy:
+    def measure(self, params: tree.Params) -> dict[str, float]:
         """Classifies every image by the class tokens of other patients' images.
 
         Args:
           params: the backbone's; the same on all devices. In a single process they may be spread over them in any way.
+
+        Returns:
+          `probe`, the share in 0..1 of the images whose class has the most votes, and `probe_balanced`, the mean of the
+          classes' shares; 1 / classes is chance.
         """
-        return self._accuracy(self.features(params))
+        predicted = self._predict(self.features(params))
+        balanced = balanced_accuracy_score(self.labels, predicted)
+        return {"probe": float((predicted == self.labels).mean()), "probe_balanced": float(balanced)}
 
     def baselines(self) -> dict[str, float]:
         """What to compare the probe's accuracy with, in 0..1.
@@ -102,19 +100,17 @@ class Probe:
           `probe_pixels`, that of the images' 32×32 grey pixels in the place of features, and `probe_majority`, the
           share of the largest class.
         """
+        right = self._predict(self._pixels) == self.labels
         majority = np.bincount(self.labels).max() / len(self.labels)
-        return {"probe_pixels": self._accuracy(self._pixels).plain, "probe_majority": float(majority)}
+        return {"probe_pixels": float(right.mean()), "probe_majority": float(majority)}
 
     def features(self, params: tree.Params) -> np.ndarray:
         """Class tokens of all images, float32 [N, D]; compiled at the first call only."""
         return self._features(self._images, params)
 
-    def _accuracy(self, features: np.ndarray) -> Accuracy:
+    def _predict(self, features: np.ndarray) -> np.ndarray:
         neighbours = nearest(features, features, self._config.k, self.groups, self.groups)
-        shares = vote(neighbours, np.eye(self.labels.max() + 1)[self.labels])
-        predicted = shares.argmax(axis=1)
-        balanced = balanced_accuracy_score(self.labels, predicted)
-        return Accuracy(float((predicted == self.labels).mean()), float(balanced))
+        return vote(neighbours, np.eye(self.labels.max() + 1)[self.labels]).argmax(axis=1)
 
     def _check(self) -> None:
         count, data, k = len(self.labels), self._config.data, self._config.k

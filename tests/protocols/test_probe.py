@@ -59,7 +59,7 @@ def test_constant_features_give_chance(tmp_path: Path) -> None:
         tiny(), ProbeConfig(str(write_images(tmp_path / "data", "".join(name * 25 for name in "abcd"))), k=5), size=28
     )
     constant = {path: jax.numpy.zeros_like(value) for path, value in tree.split(tiny())[1].items()}
-    assert probe.measure(constant).plain == 0.25
+    assert probe.measure(constant)["probe"] == 0.25
 
 
 def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     labels, groups = np.asarray([ord(c) - ord("a") for c in classes]), np.asarray(list(patients))
     right = loop(tokens, labels, groups, 5).argmax(1) == labels
     found = probe.measure(tree.split(model)[1])
-    assert found.plain == right.mean()
-    assert found.balanced == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
+    assert found["probe"] == right.mean()
+    assert found["probe_balanced"] == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
     pixels = loop(np.stack([grey_pixels(image) for image in decoded]), labels, groups, 5).argmax(1) == labels
     assert probe.baselines() == {"probe_pixels": pixels.mean(), "probe_majority": pytest.approx(6 / 18)}
     assert probe.summary.endswith("18 of 18 images of a data set without parts; 6 a, 6 b, 6 c; 9 patients")
