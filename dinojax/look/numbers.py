@@ -189,8 +189,7 @@ def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFr
         "outlier patches": on_outliers,
         "other patches": attention.patches.sum((2, 3)) - on_outliers,
     }
-    table = pd.DataFrame({name: values.mean(0) for name, values in columns.items()})
-    return table.rename_axis("head")
+    return pd.DataFrame({name: values.mean(0) for name, values in columns.items()}).rename_axis("head")
 
 
 class Components(NamedTuple):

@@ -58,10 +58,9 @@ def make_backbone(config: StudyConfig) -> Backbone:
         backbone.check_size(size, size)
     except ValueError as error:
         raise UsageError(f"image_size {size}: {error}") from error
-    used = dataclasses.replace(backbone.preprocessing, size=size)
+    backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=size)
     if config.normalisation == "none":
-        used = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
-    backbone.preprocessing = used
+        backbone.preprocessing = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
     return backbone
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dinojax.reporting import plots
 from dinojax.reporting.predictions import questions
 from dinojax.reporting.render import Picture
-from dinojax.reporting.results import Result, by_task
+from dinojax.reporting.results import Result, baselines, by_task
 
 
 def draw_run(run: Result, folder: Path) -> None:
@@ -18,8 +18,7 @@ def draw_run(run: Result, folder: Path) -> None:
     curves = [plots.Curve(name, questions(rows, run.classes)) for name, rows in parts.items()]
     task, starting_point, protocol, _ = run.key
     title = f"{task}, {starting_point}, {protocol}"
-    baseline = [] if run.baseline is None else _curves([run.baseline])
-    plots.plot_roc([*curves, *baseline], f"{title}: test cases", folder / "roc.png")
+    plots.plot_roc([*curves, *_curves(baselines([run]))], f"{title}: test cases", folder / "roc.png")
     _draw_losses(run, title, folder / "losses.png")
 
 
