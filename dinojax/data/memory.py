@@ -14,7 +14,7 @@ from dinojax.data.sources import ImageSource
 
 
 class Decoded(NamedTuple):
-    """Images in memory; row i of a view is that of the records' entry i."""
+    """Images, or what was made of them, in memory; row i of a view is that of the records' entry i."""
 
     records: Records
     """Those that were read."""

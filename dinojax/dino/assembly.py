@@ -212,17 +212,8 @@ def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline)
     section = config.probe
     if section.data is None:
         return ()
-    probe = Probe(
-        model,
-        section.data,
-        size=config.crops.global_size,
-        k=section.k,
-        images=section.images,
-        data_root=section.data_root,
-        group_regex=section.group_regex,
-        on_bad_file=config.on_bad_file,
-        threads=config.threads,
-    )
+    size, threads = config.crops.global_size, config.threads
+    probe = Probe(model, section, size=size, on_bad_file=config.on_bad_file, threads=threads)
     print(probe.summary)
     due = every(timeline.steps, section.every or timeline.steps_per_epoch)
     return (knn_evaluator(probe, due, section.stop_below),)

@@ -29,10 +29,11 @@ from dinojax.models.resnet import freeze_batchnorm
 from dinojax.models.store import load_model, write_model
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
-from dinojax.protocols.features import Extracted, extract
+from dinojax.protocols.features import extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
 from dinojax.protocols.study import Study, Unit, name_of
 from dinojax.protocols.task import Task
+from dinojax.reporting.render import number
 from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
@@ -57,10 +58,9 @@ def make_backbone(config: StudyConfig) -> Backbone:
         backbone.check_size(size, size)
     except ValueError as error:
         raise UsageError(f"image_size {size}: {error}") from error
-    used = dataclasses.replace(backbone.preprocessing, size=size)
+    backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=size)
     if config.normalisation == "none":
-        used = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
-    backbone.preprocessing = used
+        backbone.preprocessing = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
     return backbone
 
 
@@ -106,25 +106,20 @@ def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decod
     return decoded._replace(skipped=[*cases.headers.bad, *decoded.skipped])
 
 
-class ExtractedCases(NamedTuple):
-    """Features of all images that could be read; the images themselves are not kept."""
+def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
+    """Runs a frozen backbone over all images, which are not kept.
 
-    records: Records
-    features: Extracted
-    """Its columns have `pixels`, the small grey images of the baseline."""
-    skipped: list[tuple[str, str]]
-
-
-def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> ExtractedCases:
-    """Runs a frozen backbone over all images."""
+    Returns:
+      The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
+    """
     records, headers, _ = cases
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
 
     def transform(element: dict[str, Any]) -> dict[str, Any]:
         image = element["image"]
-        views = {"image": geometry.square(image, backbone.preprocessing.size), "pixels": pixels.grey_pixels(image)}
-        return {"index": element["index"], **views}
+        square = geometry.square(image, backbone.preprocessing.size)
+        return {"index": element["index"], "image": square, "pixels": pixels.grey_pixels(image)}
 
     devices = jax.local_device_count()
     size = min(_BATCH, -(-len(records) // devices)) * devices
@@ -136,8 +131,8 @@ def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Extr
                 bar(min(place * size, len(records)), "")
 
         batches = pipeline.evaluation_batches(source, transform, batch_size=size, threads=config.threads)
-        features = extract(backbone, shown(batches))
-    return ExtractedCases(records.take(features.columns["index"]), features, [*headers.bad, *source.skipped])
+        views = extract(backbone, shown(batches))
+    return Decoded(records.take(views.pop("index")), views, [*headers.bad, *source.skipped])
 
 
 def make_study(
@@ -185,8 +180,7 @@ def run_pixels(study: Study, small_images: np.ndarray) -> None:
     )
     if not (baseline.out / "results.json").exists():
         results = baseline.run(pixels.protocol(small_images, study.labels, study.task))
-        mean = results["selection"]["mean_auc"]
-        print(f"baseline, {method}: mean AUC {'none' if mean is None else f'{mean:.3f}'}", flush=True)
+        print(f"baseline, {method}: mean AUC {number(results['selection']['mean_auc'])}", flush=True)
 
 
 def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> tuple[Classifier, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from dinojax.errors import RunError, UsageError
 from dinojax.protocols.task import Task
 from dinojax.reporting.figures import draw_run
 from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.render import number
 from dinojax.reporting.results import make_result
-from dinojax.reporting.selection import Criterion, Selection, assemble, best, validation_merit
-from dinojax.runs.files import read_json, replacing, write_json
+from dinojax.reporting.selection import Criterion, Selection, assemble, best_setting
+from dinojax.runs.files import read_json, replacing, write_json, write_text
 
 
 class Unit(NamedTuple):
@@ -91,8 +93,8 @@ class Study:
 
     def units(self) -> list[Unit]:
         """Every fold with every setting, fold by fold."""
-        pairs = [(k, fold, setting) for k, fold in enumerate(self.folds, start=1) for setting in self.settings]
-        return [Unit(*pair, place) for place, pair in enumerate(pairs)]
+        pairs = itertools.product(enumerate(self.folds, start=1), self.settings)
+        return [Unit(number, fold, setting, place) for place, ((number, fold), setting) in enumerate(pairs)]
 
     def finished(self) -> int:
         """Number of the units that are finished."""
@@ -114,10 +116,9 @@ class Study:
                 raise RunError(
                     f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
                 )
-            return
-        write_json(self.out / "facts.json", self.facts)
-        with replacing(path, newline="") as file:
-            table.to_csv(file, index=False)
+        else:
+            write_json(self.out / "facts.json", self.facts)
+            write_text(path, table.to_csv(index=False))
 
     def run(self, score: Score) -> dict[str, Any]:
         """Scores the units that are not finished yet, by the protocol, and writes what follows from all of them.
@@ -145,40 +146,29 @@ class Study:
     def _store(self, unit: Unit, scored: Scored) -> None:
         if scored.write_weights is not None:
             scored.write_weights(self._weights(*unit.key))
-        facts = {"setting": unit.setting.name, "fold": unit.number}
-        parts = [
-            case_rows(
-                cases_table(self.records, indices),
-                self.labels[indices],
-                scores,
-                self.task.classes,
-                {**self._identity, **facts, "split": split},
-            )
-            for split, indices, scores in (
-                ("val", unit.fold.val, scored.val),
-                ("test", unit.fold.test, scored.test),
-            )
-        ]
+        facts = self._identity | {"setting": unit.setting.name, "fold": unit.number}
+        parts = []
+        for split in ("val", "test"):
+            indices, scores = getattr(unit.fold, split), getattr(scored, split)
+            cases, labels = cases_table(self.records, indices), self.labels[indices]
+            parts.append(case_rows(cases, labels, scores, self.task.classes, facts | {"split": split}))
         write_predictions(self._rows(unit), pd.concat(parts, ignore_index=True))
         write_json(self._facts(unit), {"facts": dict(scored.facts), "history": list(scored.history)})
 
     @property
     def _identity(self) -> dict[str, Any]:
-        names = ("starting_point", "protocol", "seed")
-        return {"task": self.task_name, **{name: getattr(self, name) for name in names}}
+        own = {"starting_point": self.starting_point, "protocol": self.protocol, "seed": self.seed}
+        return {"task": self.task_name, **own}
 
     def _drop_unselected_weights(self, number: int) -> None:
         """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
         if self.selection != "nested":
             return
-        merits = {}
-        for unit in self.units():
-            if unit.number == number:
-                rows = read_predictions(self._rows(unit), self.task.classes)
-                facts = read_json(self._facts(unit))["facts"]
-                validation = pd.DataFrame(rows[rows["split"] == "val"])
-                merits[unit.setting.name] = validation_merit(self.criterion, facts, validation, self.task.classes)
-        for setting in merits.keys() - {best(merits)}:
+        units, classes = [unit for unit in self.units() if unit.number == number], self.task.classes
+        facts = {unit.setting.name: read_json(self._facts(unit))["facts"] for unit in units}
+        rows = pd.concat(read_predictions(self._rows(unit), classes) for unit in units)
+        chosen = best_setting(self.criterion, facts, pd.DataFrame(rows[rows["split"] == "val"]), classes)
+        for setting in facts.keys() - {chosen}:
             shutil.rmtree(self._weights(number, setting), ignore_errors=True)
 
     def _finish(self) -> dict[str, Any]:
@@ -194,8 +184,7 @@ class Study:
         table = read_predictions(path, classes)
         history = [{"setting": s, "fold": k, **epoch} for (k, s), unit in units.items() for epoch in unit["history"]]
         if history:
-            with replacing(self.out / "history.csv", newline="") as file:
-                pd.DataFrame(history).to_csv(file, index=False)
+            write_text(self.out / "history.csv", pd.DataFrame(history).to_csv(index=False))
         settings = [{"setting": setting.name, **dataclasses.asdict(setting)} for setting in self.settings]
         facts = {key: unit["facts"] for key, unit in units.items()}
         results = {
@@ -249,9 +238,7 @@ def summarise(results: Mapping[str, Any]) -> str:
     parts = []
     for name, found in results["selections"].items():
         if found is not None:
-            spread = [found[key] for key in ("mean_auc", "sd_auc", "pooled_auc")]
-            mean, sd, pooled = ("none" if value is None else f"{value:.3f}" for value in spread)
+            mean, sd, pooled = (number(found[key]) for key in ("mean_auc", "sd_auc", "pooled_auc"))
             parts.append(f"{name} {mean} ± {sd}, pooled {pooled}")
-    folds = results["selection"]["folds"]
-    aucs = ", ".join(f"{entry['auc']:.3f}" if entry["auc"] is not None else "none" for entry in folds)
+    aucs = ", ".join(number(entry["auc"]) for entry in results["selection"]["folds"])
     return f"AUC by fold {aucs}; mean ± SD by selection: {'; '.join(parts)}"

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dinojax.reporting.figures import run_names
-from dinojax.reporting.predictions import questions
-from dinojax.reporting.render import Block, Heading, Picture, Table
+from dinojax.reporting.predictions import Question, questions
+from dinojax.reporting.render import Block, Heading, Picture, Table, number
 from dinojax.reporting.results import Result, baselines, by_task
 from dinojax.reporting.selection import COMPUTED
 
@@ -26,8 +26,8 @@ SELECTION = (
     "cases adds. It can be negative, as the published selection takes one setting for all folds."
 )
 NESTED = (
-    "Selection 'nested' takes for every fold the setting with the {criterion} of that fold; no test case has a part in "
-    "it."
+    "Selection 'nested' takes for every fold the setting that is best on that fold's validation part ({criteria}); no "
+    "test case has a part in it."
 )
 PUBLISHED = (
     "Selection 'published' takes one setting for all folds, the one with the best mean test AUC, as MediDino (2024) "
@@ -49,10 +49,10 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _row(run: Result) -> dict[str, Any]:
     selection, selections = run.facts["selection"], run.facts["selections"]
-    task, starting_point, protocol, seed = run.key
     return {
-        **{"task": task, "starting_point": starting_point, "protocol": protocol},
-        **({"seed": None, "kind": "baseline"} if run.is_baseline else {"seed": seed, "kind": "run"}),
+        **{name: run.facts[name] for name in ("task", "starting_point", "protocol")},
+        "seed": None if run.is_baseline else run.facts["seed"],
+        "kind": "baseline" if run.is_baseline else "run",
         "cases": len(run.test),
         "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
         **{name: selection[name] for name in _SPREAD},
@@ -73,8 +73,9 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
     """The report, from the main table on."""
     tasks, rows = by_task(runs), rows_of(runs)
     blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows)]
-    criteria = dict.fromkeys(run.facts["selections"]["nested"]["criterion"] for run in runs)
-    blocks += [READING, SELECTION, *(NESTED.format(criterion=_CRITERIA[name]) for name in criteria), PUBLISHED]
+    criteria = {run.facts["protocol"]: _CRITERIA[run.facts["selections"]["nested"]["criterion"]] for run in runs}
+    named = ", ".join(f"{protocol}: {criterion}" for protocol, criterion in criteria.items())
+    blocks += [READING, SELECTION, NESTED.format(criteria=named), PUBLISHED]
     for row in rows:
         if without := [str(entry["fold"]) for entry in row["folds"] if entry["auc"] is None]:
             name = f"{row['task']}, {row['starting_point']}, {row['protocol']}"
@@ -88,33 +89,25 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
 def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     folds = sorted({entry["fold"] for row in rows for entry in row["folds"]})
     header = [*_KEY, "selection", *(f"fold {fold}" for fold in folds), "mean ± SD", "pooled"]
+    header += ["nested", "published", "published − nested"]
     cells = []
     for row in rows:
-        aucs = {entry["fold"]: _number(entry["auc"]) for entry in row["folds"]}
+        aucs = {entry["fold"]: number(entry["auc"]) for entry in row["folds"]}
         name = row["starting_point"] if row["kind"] == "run" else f"{row['starting_point']} (baseline)"
         nested, published = row["nested_mean_auc"], row["published_mean_auc"]
         excess = "none" if nested is None or published is None else f"{published - nested:+.3f}"
-        cells.append(
-            [
-                *(row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]),
-                *(aucs.get(fold, "") for fold in folds),
-                *(_spread(row), _number(row["pooled_auc"])),
-                *(_number(nested), _number(published), excess),
-            ]
-        )
-    return Table([*header, "nested", "published", "published − nested"], cells)
+        what = [row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]]
+        numbers = [_spread(row), *(number(auc) for auc in (row["pooled_auc"], nested, published)), excess]
+        cells.append([*what, *(aucs.get(fold, "") for fold in folds), *numbers])
+    return Table(header, cells)
 
 
 def _recipes(runs: Sequence[Result]) -> Table:
     keys = dict.fromkeys(name for run in runs for name in run.facts["recipe"])
-    rows = [
-        [
-            *map(str, run.key),
-            ", ".join(setting["setting"] for setting in run.facts["settings"]),
-            *(_cell(run.facts["recipe"].get(name)) for name in keys),
-        ]
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        settings = ", ".join(setting["setting"] for setting in run.facts["settings"])
+        rows.append([*map(str, run.key), settings, *(_cell(run.facts["recipe"].get(name)) for name in keys)])
     return Table([*_KEY, "settings", *(name.replace("_", " ") for name in keys)], rows)
 
 
@@ -127,34 +120,27 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
         counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name}"
     blocks: list[Block] = [Heading(2, task), f"{counts}."]
     if len(asked) > 1:
-        blocks.append(_questions_table(shown))
+        blocks.append(_questions_table(asked, shown))
     blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
     facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
-    rows = [
-        [
-            *map(str, (*run.key[1:], entry["fold"], entry["setting"])),
-            *(_cell(entry.get(name)) for name in facts),
-            *(_number(entry[name]) for name in ("threshold", "auc")),
-        ]
-        for run in runs
-        for entry in run.folds
-    ]
+    rows = []
+    for run in runs:
+        for entry in run.folds:
+            what = map(str, (*run.key[1:], entry["fold"], entry["setting"]))
+            found = (_cell(entry.get(name)) for name in facts)
+            rows.append([*what, *found, number(entry["threshold"]), number(entry["auc"])])
     note = "The selected settings. Thresholds are those with the largest Youden's J on the validation part."
     return [*blocks, Table(header, rows), note]
 
 
-def _questions_table(runs: Sequence[Result]) -> Table:
+def _questions_table(asked: Sequence[Question], runs: Sequence[Result]) -> Table:
     """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
-    header = ["label", "known", "positive", *run_names(runs)]
-    rows = [
-        [
-            *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
-            *(_spread(run.facts["selection"]["label_auc"][question.name]) for run in runs),
-        ]
-        for question in questions(runs[0].test, runs[0].classes)
-    ]
-    return Table(header, rows)
+    rows = []
+    for question in asked:
+        aucs = (_spread(run.facts["selection"]["label_auc"][question.name]) for run in runs)
+        rows.append([question.name, str(len(question.labels)), str(int(question.labels.sum())), *aucs])
+    return Table(["label", "known", "positive", *run_names(runs)], rows)
 
 
 def _undefined(run: Result) -> list[str]:
@@ -182,7 +168,7 @@ def _differing_recipes(runs: Sequence[Result]) -> list[str]:
 def _differing_baselines(runs: Sequence[Result]) -> list[str]:
     """A sentence if the runs' pixel baselines, which should be one, are not."""
     found = baselines(runs)
-    aucs = [_number(run.facts["selection"]["pooled_auc"], 6) for run in found]
+    aucs = [number(run.facts["selection"]["pooled_auc"], 6) for run in found]
     for run, auc in zip(found, aucs, strict=True):
         if auc != aucs[0]:
             return [
@@ -193,11 +179,7 @@ def _differing_baselines(runs: Sequence[Result]) -> list[str]:
 
 
 def _spread(summary: Mapping[str, Any]) -> str:
-    return f"{_number(summary['mean_auc'])} ± {_number(summary['sd_auc'])}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "none" if value is None else f"{value:.{digits}f}"
+    return f"{number(summary['mean_auc'])} ± {number(summary['sd_auc'])}"
 
 
 def _cell(value: Any) -> str:

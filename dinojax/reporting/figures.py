@@ -1,5 +1,6 @@
 """The figures of a run and of a report: ROC curves, and losses where a protocol has epochs."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from dinojax.reporting import plots
 from dinojax.reporting.predictions import questions
 from dinojax.reporting.render import Picture
-from dinojax.reporting.results import Result, by_task
+from dinojax.reporting.results import Result, baselines, by_task
 
 
 def draw_run(run: Result, folder: Path) -> None:
@@ -17,8 +18,7 @@ def draw_run(run: Result, folder: Path) -> None:
     curves = [plots.Curve(name, questions(rows, run.classes)) for name, rows in parts.items()]
     task, starting_point, protocol, _ = run.key
     title = f"{task}, {starting_point}, {protocol}"
-    baseline = [] if run.baseline is None else _curves([run.baseline])
-    plots.plot_roc([*curves, *baseline], f"{title}: test cases", folder / "roc.png")
+    plots.plot_roc([*curves, *_curves(baselines([run]))], f"{title}: test cases", folder / "roc.png")
     _draw_losses(run, title, folder / "losses.png")
 
 
@@ -69,10 +69,8 @@ def _free_names(folder: Path) -> Callable[[str], Path]:
 
     def name(text: str) -> Path:
         slug = re.sub(r"[^\w.-]+", "_", text)
-        free, number = slug, 1
-        while free.lower() in taken:
-            number += 1
-            free = f"{slug}_{number}"
+        numbered = (f"{slug}_{number}" for number in itertools.count(2))
+        free = next(name for name in itertools.chain([slug], numbered) if name.lower() not in taken)
         taken.add(free.lower())
         return folder / f"{free}.png"
 

@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,14 +41,12 @@ def plot_roc(curves: Sequence[Curve], title: str, path: Path) -> None:
     # Beyond some curves the legend would hide them: it moves below the panel.
     below = len(curves) > 7
     height = 4.9 + (0.5 + 0.19 * len(curves) if below else 0)
-    legend: dict[str, Any] = (
-        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)} if below else {"loc": "lower right"}
-    )
+    location, anchor = ("upper center", (0.5, -0.14)) if below else ("lower right", None)
     figure, axes = _panels(len(curves[0].questions), 3, (4.8, height), title)
     for place, axis in enumerate(axes):
-        _roc_panel(axis, [(curve.name, curve.questions[place], curve.muted) for curve in curves])
+        _roc_panel(axis, curves, place)
         axis.set_anchor("N")
-        axis.legend(fontsize=7.5, **legend)
+        axis.legend(fontsize=7.5, loc=location, bbox_to_anchor=anchor)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
@@ -64,20 +62,18 @@ def _panels(count: int, columns: int, size: tuple[float, float], title: str) -> 
     return figure, axes[:count]
 
 
-def _roc_panel(axis: Axes, curves: Sequence[tuple[str, Question, bool]]) -> None:
+def _roc_panel(axis: Axes, curves: Sequence[Curve], place: int) -> None:
+    """Draws the curves of the question at this place."""
     axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     styles = itertools.product(("-", "-.", (0, (5, 1, 1, 1, 1, 1))), COLOURS)
-    for name, question, muted in curves:
-        style: dict[str, Any] = {"color": GREY, "linestyle": "--"}
-        if not muted:
-            style["linestyle"], style["color"] = next(styles, ("-", GREY))
-        if (auc := question_auc(question)) is None:
-            axis.plot([], [], label=f"{name}: one class only", **style)
-            continue
-        false_positives, true_positives, _ = roc_curve(question.labels, question.scores)
-        axis.plot(false_positives, true_positives, label=f"{name}: AUC {auc:.3f}", **style)
+    for curve in curves:
+        question, rates, told = curve.questions[place], ([], []), "one class only"
+        if (auc := question_auc(question)) is not None:
+            rates, told = roc_curve(question.labels, question.scores)[:2], f"AUC {auc:.3f}"
+        style, colour = ("--", GREY) if curve.muted else next(styles, ("-", GREY))
+        axis.plot(*rates, label=f"{curve.name}: {told}", color=colour, linestyle=style)
     axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axis.set_title(f"{curves[0][1].name} against {curves[0][1].rest}", fontsize=10)
+    axis.set_title(f"{curves[0].questions[place].name} against {curves[0].questions[place].rest}", fontsize=10)
     axis.grid(alpha=0.25)
 
 
@@ -92,8 +88,8 @@ def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path
     """
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axis = figure.subplots()
-    folds = [history[history["fold"] == fold] for fold in kept]
-    for (fold, epoch), rows, colour in zip(kept.items(), folds, COLOURS * len(kept), strict=False):
+    for (fold, epoch), colour in zip(kept.items(), itertools.cycle(COLOURS), strict=False):
+        rows = history[history["fold"] == fold]
         axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--")
         axis.plot(rows["epoch"], rows["val_loss"], color=colour, label=f"fold {fold}")
         at = rows[rows["epoch"] == epoch]
@@ -129,11 +125,8 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float 
       prototypes: K; at log K targets and predictions are uniform.
       dino_weight: that the logged DINO terms were multiplied by.
     """
-    lines = [line for line in metrics.read_text().splitlines() if line.strip()]
-    if not lines:
-        return
-    table = pd.json_normalize([json.loads(line) for line in lines]).set_index("step")
-    panels = metrics_panels(table, prototypes, dino_weight)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+    panels = metrics_panels(pd.json_normalize(lines).set_index("step"), prototypes, dino_weight) if lines else []
     if not panels:
         return
     figure, axes = _panels(len(panels), 3 if len(panels) <= 9 else 4, (4.4, 3.1), "Pre-training")
@@ -193,7 +186,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
 
 
 def _draw(axis: Axes, panel: Panel) -> None:
-    for (name, values), colour in zip(panel.curves.items(), COLOURS * len(panel.curves), strict=False):
+    for (name, values), colour in zip(panel.curves.items(), itertools.cycle(COLOURS), strict=False):
         # A run of one logged step would show nothing without a marker.
         axis.plot(values.index, values, color=colour, label=name, marker="." if len(values) < 2 else None)
     if panel.best is not None:

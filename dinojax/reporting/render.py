@@ -44,6 +44,11 @@ figcaption { color: #555; font-size: .9em; }
 """
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as text, `none` where it is not defined."""
+    return "none" if value is None else f"{value:.{digits}f}"
+
+
 def to_markdown(blocks: Sequence[Block], folder: Path) -> str:
     """Markdown, pictures linked relative to `folder`."""
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"

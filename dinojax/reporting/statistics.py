@@ -52,8 +52,7 @@ def youden_threshold(questions: Sequence[Question]) -> float | None:
     """
     if len(questions) != 1 or question_auc(questions[0]) is None:
         return None
-    false_positives, true_positives, thresholds = roc_curve(
-        questions[0].labels, questions[0].scores, drop_intermediate=False
-    )
+    (question,) = questions
+    false_positives, true_positives, thresholds = roc_curve(question.labels, question.scores, drop_intermediate=False)
     # The first point calls nothing positive; its threshold is infinite.
     return float(thresholds[1:][np.argmax((true_positives - false_positives)[1:])])

@@ -63,8 +63,7 @@ def main(config: FrozenConfig) -> Path:
         study.begin()
         write_config(config, out)
         list_skipped(extracted.skipped, out / "skipped_files.csv")
-        assembly.run_pixels(study, extracted.features.columns["pixels"])
-        features = getattr(extracted.features, {"class_token": "pooled"}.get(config.features, config.features))
-        results = study.run(protocol.score(config, study, features))
+        assembly.run_pixels(study, extracted.views["pixels"])
+        results = study.run(protocol.score(config, study, extracted.views[config.features]))
     print(f"done: {summarise(results)}; look at {out / 'results.json'} and {out / 'figures'}")
     return out

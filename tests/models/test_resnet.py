@@ -293,8 +293,8 @@ def test_absorbing_batchnorm_leaves_the_model_as_it_is_and_serves_extraction() -
     batch = {"image": grey, "label": np.arange(6), "index": np.arange(6), "valid": np.arange(6) < 5}
     found = features.extract(model, [batch])
     expected = model(dinojax.preprocess(grey, model)).pooled[:5]
-    np.testing.assert_allclose(found.pooled, expected, atol=1e-5)
-    np.testing.assert_allclose(found.mean_patch, expected, atol=1e-5)
+    np.testing.assert_allclose(found["class_token"], expected, atol=1e-5)
+    np.testing.assert_allclose(found["mean_patch"], expected, atol=1e-5)
 
 
 def test_a_chunk_of_feature_maps_holds_four_images_of_224_pixels() -> None:
