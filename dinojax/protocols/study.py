@@ -18,6 +18,7 @@ from dinojax.reporting.figures import draw_run
 from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
 from dinojax.reporting.results import make_result
 from dinojax.reporting.selection import Criterion, Selection, assemble, best, validation_merit
+from dinojax.reporting.statistics import mean_and_sd_text
 from dinojax.runs.files import read_json, replacing, write_json
 
 
@@ -242,12 +243,15 @@ def name_of(init: str | None) -> str:
 
 def summarise(results: Mapping[str, Any]) -> str:
     """One line of a run's results: both selections."""
-    parts = []
-    for name, found in results["selections"].items():
-        if found is not None:
-            spread = [found[key] for key in ("mean_auc", "sd_auc", "pooled_auc")]
-            mean, sd, pooled = ("none" if value is None else f"{value:.3f}" for value in spread)
-            parts.append(f"{name} {mean} ± {sd}, pooled {pooled}")
-    folds = results["selection"]["folds"]
-    aucs = ", ".join(f"{entry['auc']:.3f}" if entry["auc"] is not None else "none" for entry in folds)
-    return f"AUC by fold {aucs}; mean ± SD by selection: {'; '.join(parts)}"
+    parts = [
+        f"{name} {mean_and_sd_text(found)}, pooled {_auc(found['pooled_auc'])}"
+        for name, found in results["selections"].items()
+        if found is not None
+    ]
+    aucs = [_auc(entry["auc"]) for entry in results["selection"]["folds"]]
+    spread = "mean ± SD" if len(aucs) > 1 else "AUC"
+    return f"AUC by fold {', '.join(aucs)}; {spread} by selection: {'; '.join(parts)}"
+
+
+def _auc(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

@@ -8,6 +8,7 @@ from dinojax.reporting.predictions import questions
 from dinojax.reporting.render import Block, Heading, Picture, Table
 from dinojax.reporting.results import Result, baselines, by_task
 from dinojax.reporting.selection import COMPUTED
+from dinojax.reporting.statistics import mean_and_sd_text
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
@@ -16,7 +17,7 @@ _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
     "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "
-    "Mean ± SD is over folds. The SD over folds is not a confidence interval: it describes how the folds differ, and "
+    "Mean ± SD is over folds; where one fold alone has an AUC, it stands without an SD. The SD over folds is not a confidence interval: it describes how the folds differ, and "
     "their training sets overlap. Pooled is the AUC of all folds' test cases together, each scored by a model that did "
     "not train on it. A baseline is what the raw pixels reach on the same folds."
 )
@@ -98,7 +99,7 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             [
                 *(row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]),
                 *(aucs.get(fold, "") for fold in folds),
-                *(_spread(row), _number(row["pooled_auc"])),
+                *(mean_and_sd_text(row), _number(row["pooled_auc"])),
                 *(_number(nested), _number(published), excess),
             ]
         )
@@ -150,7 +151,7 @@ def _questions_table(runs: Sequence[Result]) -> Table:
     rows = [
         [
             *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
-            *(_spread(run.facts["selection"]["label_auc"][question.name]) for run in runs),
+            *(mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs),
         ]
         for question in questions(runs[0].test, runs[0].classes)
     ]
@@ -190,10 +191,6 @@ def _differing_baselines(runs: Sequence[Result]) -> list[str]:
                 f"shown, and {auc} in {run.directory}."
             ]
     return []
-
-
-def _spread(summary: Mapping[str, Any]) -> str:
-    return f"{_number(summary['mean_auc'])} ± {_number(summary['sd_auc'])}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

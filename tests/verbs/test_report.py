@@ -124,11 +124,22 @@ def test_a_multilabel_task_has_a_row_for_each_label(tmp_path: Path) -> None:
     stated = [json.loads((run / "results.json").read_text())["selection"]["label_auc"] for run in runs]
     for name in ("edema", "effusion", "nodule", "rare"):
         known = manifest[f"label_{name}"].dropna().tolist()
-        cells = [f"{auc[name]['mean_auc']:.3f} ± " for auc in stated]
+        spread = r"\(one fold\)" if name == "rare" else "± "
+        cells = [f"{auc[name]['mean_auc']:.3f} {spread}" for auc in stated]
         assert re.search(rf"\| {name} \| {len(known)} \| {int(sum(known))} \| {cells[0]}.* \| {cells[1]}.* \|", text)
     assert re.search(r"Fold \d has no AUC of rare: its test cases lack known positive or known negative ones\.", text)
     assert "losses_chest_random_finetune_0.png" in text
     assert "losses_chest_other" not in text  # k-NN has no epochs
+
+
+def test_one_fold_has_no_spread(data: Path, tmp_path: Path) -> None:
+    out = make([finished_run(tmp_path / "one", data, folds=1)], tmp_path / "report")
+    stated = json.loads((out / "report.json").read_text())["table"][0]
+    assert stated["sd_auc"] is None
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert f"{stated['mean_auc']:.3f} (one fold)" in text
+        assert "± none" not in text
 
 
 def test_names_that_differ_in_punctuation_alone_have_figures_of_their_own(data: Path, tmp_path: Path) -> None:
