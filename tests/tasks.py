@@ -101,7 +101,9 @@ def finished_run(
     facts |= {"starting_point": "pixels", "protocol": "pixels"}
     setting, recipe = {"setting": "logistic_pixels_32"}, {"classifier": "logistic regression", "image_size": 32}
     rng = np.random.default_rng(1)
-    _write_run(out / "pixels", manifest, range(1, folds + 1), folds_seed, facts, [setting], recipe, "nested", "val_auc", rng)
+    _write_run(
+        out / "pixels", manifest, range(1, folds + 1), folds_seed, facts, [setting], recipe, "nested", "val_auc", rng
+    )
     return out
 
 

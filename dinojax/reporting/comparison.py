@@ -17,9 +17,10 @@ _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
     "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "
-    "Mean ± SD is over folds; where one fold alone has an AUC, it stands without an SD. The SD over folds is not a confidence interval: it describes how the folds differ, and "
-    "their training sets overlap. Pooled is the AUC of all folds' test cases together, each scored by a model that did "
-    "not train on it. A baseline is what the raw pixels reach on the same folds."
+    "Mean ± SD is over folds; where one fold alone has an AUC, it stands without an SD. The SD over folds is not a "
+    "confidence interval: it describes how the folds differ, and their training sets overlap. Pooled is the AUC of all "
+    "folds' test cases together, each scored by a model that did not train on it. A baseline is what the raw pixels "
+    "reach on the same folds."
 )
 SELECTION = (
     "Folds, mean ± SD and pooled AUC follow the selection that the run was asked for. Beside them stands the mean AUC "
@@ -41,9 +42,9 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
     """The main table, in full precision: a row for each run, and after those of a task its baseline.
 
     Returns:
-      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'), `cases`,
-      `folds` [{fold, auc}], `mean_auc`, `sd_auc`, `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`,
-      and `recipe`.
+      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'),
+      `original_name` (of the starting point in its run), `cases`, `folds` [{fold, auc}], `mean_auc`, `sd_auc`,
+      `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`, and `recipe`.
     """
     return [_row(run) for of_task in by_task(runs).values() for run in of_task]
 
@@ -54,6 +55,7 @@ def _row(run: Result) -> dict[str, Any]:
     return {
         **{"task": task, "starting_point": starting_point, "protocol": protocol},
         **({"seed": None, "kind": "baseline"} if run.is_baseline else {"seed": seed, "kind": "run"}),
+        "original_name": run.facts["starting_point"],
         "cases": len(run.test),
         "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
         **{name: selection[name] for name in _SPREAD},
