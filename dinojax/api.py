@@ -46,9 +46,22 @@ def evaluate(
     return _run(f"evaluate {protocol}", preset, {"data": data, "out": out, **keys})
 
 
-def report(runs: Sequence[str | Path], *, out: str | Path) -> Path:
-    """Writes one table and its plots from several runs' directories, as `dinojax report`; returns the report's."""
-    return verbs.run(["report", *map(str, runs), *to_arguments({"out": out})])
+def report(runs: Sequence[str | Path], *, out: str | Path, names: Sequence[str] | None = None) -> Path:
+    """Writes one table and its plots from several runs, as `dinojax report`.
+
+    Args:
+      runs: directories of finished runs.
+      out: the report's directory.
+      names: what the report calls the starting points, one a run, in their order; by default as the runs do.
+
+    Returns:
+      The report's directory.
+
+    Raises:
+      RunError: what the command would have printed; UsageError for runs or names that cannot stand in one table.
+    """
+    keys = {"out": out, **({} if names is None else {"names": list(names)})}
+    return verbs.run(["report", *map(str, runs), *to_arguments(keys)])
 
 
 def _run(verb: str, preset: str | Path | None, keys: dict[str, Any]) -> Path:

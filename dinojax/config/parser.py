@@ -61,7 +61,7 @@ def parse(config: type[T], arguments: Sequence[str], verb: str) -> T:
         several = typing.get_origin(hints[name]) is tuple
         parser.add_argument(name, help=field.metadata["positional"], nargs="+" if several else None)
     parser.add_class_arguments(config, nested_key=None, skip=set(by_place))
-    values = parser.instantiate(parser.parse_args(list(_prepared(arguments, verb, set(_lists(hints))))))
+    values = parser.instantiate(parser.parse_args(list(_prepared(arguments, verb, dict(_lists(hints))))))
     return config(**{field.name: _plain(values[field.name]) for field in dataclasses.fields(config)})  # type: ignore[arg-type]
 
 
@@ -81,23 +81,24 @@ def to_arguments(keys: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _lists(hints: Mapping[str, Any], section: str = "") -> Iterator[str]:
-    """Keys of a configuration that take any number of values."""
+def _lists(hints: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, type]]:
+    """Keys of a configuration that take any number of values, with the values' type."""
     for name, hint in hints.items():
         if dataclasses.is_dataclass(hint):
             yield from _lists(typing.get_type_hints(hint), f"{section}{name}.")
-        elif typing.get_origin(hint) is tuple and typing.get_args(hint)[-1] is Ellipsis:
-            yield f"--{section}{name}"
+        for part in (hint, *typing.get_args(hint)):  # of a union such as `tuple[str, ...] | None`, its parts
+            if typing.get_origin(part) is tuple and typing.get_args(part)[-1] is Ellipsis:
+                yield f"--{section}{name}", typing.get_args(part)[0]
 
 
-def _prepared(arguments: Sequence[str], verb: str, lists: set[str]) -> Iterator[str]:
+def _prepared(arguments: Sequence[str], verb: str, lists: Mapping[str, type]) -> Iterator[str]:
     """The command line with presets as paths, and every list in brackets."""
     pending = ""
     for argument in arguments:
@@ -109,8 +110,12 @@ def _prepared(arguments: Sequence[str], verb: str, lists: set[str]) -> Iterator[
             pending = key
         elif key == "--config":
             yield f"--config={_config_file(value, verb)}"
+        elif value.startswith("["):
+            yield f"{key}={value}"
+        elif lists[key] is str:  # quoted: YAML would take `1e-3`, `null` and `a: b` for something else
+            yield f"{key}={json.dumps(value.split(','), ensure_ascii=False)}"
         else:
-            yield f"{key}={value if value.startswith('[') else f'[{value}]'}"
+            yield f"{key}=[{value}]"
     if pending:
         yield pending
 

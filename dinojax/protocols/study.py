@@ -21,6 +21,7 @@ from dinojax.reporting.predictions import case_rows, read_predictions, write_pre
 from dinojax.reporting.render import number
 from dinojax.reporting.results import make_result
 from dinojax.reporting.selection import Criterion, Selection, assemble, best_setting
+from dinojax.reporting.statistics import mean_and_sd_text
 from dinojax.runs.files import read_json, replacing, write_json, write_text
 
 
@@ -235,10 +236,11 @@ def name_of(init: str | None) -> str:
 
 def summarise(results: Mapping[str, Any]) -> str:
     """One line of a run's results: both selections."""
-    parts = []
-    for name, found in results["selections"].items():
-        if found is not None:
-            mean, sd, pooled = (number(found[key]) for key in ("mean_auc", "sd_auc", "pooled_auc"))
-            parts.append(f"{name} {mean} ± {sd}, pooled {pooled}")
-    aucs = ", ".join(number(entry["auc"]) for entry in results["selection"]["folds"])
-    return f"AUC by fold {aucs}; mean ± SD by selection: {'; '.join(parts)}"
+    parts = [
+        f"{name} {mean_and_sd_text(found)}, pooled {number(found['pooled_auc'])}"
+        for name, found in results["selections"].items()
+        if found is not None
+    ]
+    aucs = [number(entry["auc"]) for entry in results["selection"]["folds"]]
+    spread = "mean ± SD" if len(aucs) > 1 else "AUC"
+    return f"AUC by fold {', '.join(aucs)}; {spread} by selection: {'; '.join(parts)}"

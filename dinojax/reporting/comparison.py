@@ -8,6 +8,7 @@ from dinojax.reporting.predictions import Question, questions
 from dinojax.reporting.render import Block, Heading, Picture, Table, number
 from dinojax.reporting.results import Result, baselines, by_task
 from dinojax.reporting.selection import COMPUTED
+from dinojax.reporting.statistics import mean_and_sd_text
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
@@ -16,9 +17,10 @@ _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
     "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "
-    "Mean ± SD is over folds. The SD over folds is not a confidence interval: it describes how the folds differ, and "
-    "their training sets overlap. Pooled is the AUC of all folds' test cases together, each scored by a model that did "
-    "not train on it. A baseline is what the raw pixels reach on the same folds."
+    "Mean ± SD is over folds; where one fold alone has an AUC, it stands without an SD. The SD over folds is not a "
+    "confidence interval: it describes how the folds differ, and their training sets overlap. Pooled is the AUC of all "
+    "folds' test cases together, each scored by a model that did not train on it. A baseline is what the raw pixels "
+    "reach on the same folds."
 )
 SELECTION = (
     "Folds, mean ± SD and pooled AUC follow the selection that the run was asked for. Beside them stands the mean AUC "
@@ -40,9 +42,9 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
     """The main table, in full precision: a row for each run, and after those of a task its baseline.
 
     Returns:
-      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'), `cases`,
-      `folds` [{fold, auc}], `mean_auc`, `sd_auc`, `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`,
-      and `recipe`.
+      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'),
+      `original_name` (of the starting point in its run), `cases`, `folds` [{fold, auc}], `mean_auc`, `sd_auc`,
+      `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`, and `recipe`.
     """
     return [_row(run) for of_task in by_task(runs).values() for run in of_task]
 
@@ -50,9 +52,10 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
 def _row(run: Result) -> dict[str, Any]:
     selection, selections = run.facts["selection"], run.facts["selections"]
     return {
-        **{name: run.facts[name] for name in ("task", "starting_point", "protocol")},
+        **dict(zip(("task", "starting_point", "protocol"), run.key, strict=False)),
         "seed": None if run.is_baseline else run.facts["seed"],
         "kind": "baseline" if run.is_baseline else "run",
+        "original_name": run.facts["starting_point"],
         "cases": len(run.test),
         "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
         **{name: selection[name] for name in _SPREAD},
@@ -97,7 +100,7 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         nested, published = row["nested_mean_auc"], row["published_mean_auc"]
         excess = "none" if nested is None or published is None else f"{published - nested:+.3f}"
         what = [row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]]
-        numbers = [_spread(row), *(number(auc) for auc in (row["pooled_auc"], nested, published)), excess]
+        numbers = [mean_and_sd_text(row), *(number(auc) for auc in (row["pooled_auc"], nested, published)), excess]
         cells.append([*what, *(aucs.get(fold, "") for fold in folds), *numbers])
     return Table(header, cells)
 
@@ -138,7 +141,7 @@ def _questions_table(asked: Sequence[Question], runs: Sequence[Result]) -> Table
     """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
     rows = []
     for question in asked:
-        aucs = (_spread(run.facts["selection"]["label_auc"][question.name]) for run in runs)
+        aucs = (mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs)
         rows.append([question.name, str(len(question.labels)), str(int(question.labels.sum())), *aucs])
     return Table(["label", "known", "positive", *run_names(runs)], rows)
 
@@ -176,10 +179,6 @@ def _differing_baselines(runs: Sequence[Result]) -> list[str]:
                 f"shown, and {auc} in {run.directory}."
             ]
     return []
-
-
-def _spread(summary: Mapping[str, Any]) -> str:
-    return f"{number(summary['mean_auc'])} ± {number(summary['sd_auc'])}"
 
 
 def _cell(value: Any) -> str:

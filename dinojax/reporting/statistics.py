@@ -1,6 +1,7 @@
 """Discrimination of scores: areas under ROC curves, their spread, and thresholds chosen on validation cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -40,6 +41,18 @@ def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | N
     defined = [value for value in values if value is not None]
     mean = float(np.mean(defined)) if defined else None
     return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
+
+
+def mean_and_sd_text(summary: Mapping[str, Any]) -> str:
+    """`0.812 ± 0.034` of a summary's `mean_auc` and `sd_auc`; one fold has no SD, and is said to be one.
+
+    >>> mean_and_sd_text({"mean_auc": 0.8123, "sd_auc": None})
+    '0.812 (one fold)'
+    """
+    mean, sd = summary["mean_auc"], summary["sd_auc"]
+    if mean is None:
+        return "none"
+    return f"{mean:.3f} (one fold)" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def youden_threshold(questions: Sequence[Question]) -> float | None:

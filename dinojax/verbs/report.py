@@ -8,7 +8,7 @@ from dinojax.config.report import ReportConfig
 from dinojax.errors import UsageError
 from dinojax.reporting import comparison, render
 from dinojax.reporting.figures import draw_comparison
-from dinojax.reporting.results import check_comparable, read_run
+from dinojax.reporting.results import check_comparable, read_run, renamed
 from dinojax.runs.files import write_json, write_text
 
 
@@ -17,7 +17,7 @@ def main(config: ReportConfig) -> Path:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a directory")
-    runs = [read_run(Path(name)) for name in config.runs]
+    runs = renamed([read_run(Path(name)) for name in config.runs], config.names)
     check_comparable(runs)
 
     figures = out / "figures"

@@ -1,8 +1,10 @@
 """What a study is named by."""
 
+from typing import Any
+
 import pytest
 
-from dinojax.protocols.study import name_of
+from dinojax.protocols.study import name_of, summarise
 
 
 @pytest.mark.parametrize(
@@ -18,3 +20,21 @@ from dinojax.protocols.study import name_of
 )
 def test_a_starting_point_is_named_by_its_folder_or_run(init: str | None, name: str) -> None:
     assert name_of(init) == name
+
+
+def results(folds: list[float | None], mean: float | None, sd: float | None) -> dict[str, Any]:
+    found = {"folds": [{"auc": auc} for auc in folds], "mean_auc": mean, "sd_auc": sd, "pooled_auc": 0.8}
+    return {"selection": found, "selections": {"nested": found, "published": None}}
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (results([0.7, 0.8], 0.75, 0.07), "AUC by fold 0.700, 0.800; mean ± SD by selection: nested 0.750 ± 0.070,"),
+        (results([0.812], 0.812, None), "AUC by fold 0.812; AUC by selection: nested 0.812 (one fold), pooled 0.800"),
+        (results([None, 0.8], 0.8, None), "AUC by fold none, 0.800; mean ± SD by selection: nested 0.800 (one fold),"),
+        (results([None], None, None), "AUC by fold none; AUC by selection: nested none, pooled 0.800"),
+    ],
+)
+def test_the_line_of_results_invents_no_spread(found: dict[str, Any], line: str) -> None:
+    assert summarise(found).startswith(line)

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.metrics import roc_auc_score
 
+import dinojax
 from dinojax.errors import RunError, UsageError
 from dinojax.verbs import run as run_verb
 from tests.tasks import FINETUNE, finished_run, write_multilabel_task, write_task
@@ -31,6 +34,20 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         finished_run(folder / "three", three, "pre-trained", task="brain|T2"),
         finished_run(folder / "four", data, "pre-trained", protocol="knn"),
     ]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All text of the figures that are saved from here on."""
+    texts: list[str] = []
+    save = Figure.savefig
+
+    def record(figure: Figure, *arguments: Any, **options: Any) -> None:
+        texts.extend(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return texts
 
 
 def auc(rows: list[dict[str, Any]], classes: list[str]) -> float:
@@ -124,11 +141,64 @@ def test_a_multilabel_task_has_a_row_for_each_label(tmp_path: Path) -> None:
     stated = [json.loads((run / "results.json").read_text())["selection"]["label_auc"] for run in runs]
     for name in ("edema", "effusion", "nodule", "rare"):
         known = manifest[f"label_{name}"].dropna().tolist()
-        cells = [f"{auc[name]['mean_auc']:.3f} ± " for auc in stated]
+        spread = r"\(one fold\)" if name == "rare" else "± "
+        cells = [f"{auc[name]['mean_auc']:.3f} {spread}" for auc in stated]
         assert re.search(rf"\| {name} \| {len(known)} \| {int(sum(known))} \| {cells[0]}.* \| {cells[1]}.* \|", text)
     assert re.search(r"Fold \d has no AUC of rare: its test cases lack known positive or known negative ones\.", text)
     assert "losses_chest_random_finetune_0.png" in text
     assert "losses_chest_other" not in text  # k-NN has no epochs
+
+
+def test_one_fold_has_no_spread(data: Path, tmp_path: Path) -> None:
+    out = make([finished_run(tmp_path / "one", data, folds=1)], tmp_path / "report")
+    stated = json.loads((out / "report.json").read_text())["table"][0]
+    assert stated["sd_auc"] is None
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert f"{stated['mean_auc']:.3f} (one fold)" in text
+        assert "± none" not in text
+
+
+@pytest.mark.parametrize("listed", ["DINOv2 ViT-S,1e-3: 乳腺", '["DINOv2 ViT-S", "1e-3: 乳腺"]'])
+def test_starting_points_are_renamed_in_tables_and_figures(
+    data: Path, tmp_path: Path, drawn: list[str], listed: str
+) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data, "pre-trained")]
+    run_verb(["report", *map(str, runs), "--out", str(tmp_path / "report"), "--names", listed])
+    names = ["DINOv2 ViT-S", "1e-3: 乳腺"]
+    table = json.loads((tmp_path / "report" / "report.json").read_text())["table"]
+    assert [row["starting_point"] for row in table[:2]] == names
+    assert [row["original_name"] for row in table[:2]] == ["random", "pre-trained"]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert all(new in text for new in names)
+        assert "pre-trained" not in text
+    assert any("DINOv2 ViT-S" in text for text in drawn)
+    assert not any("pre-trained" in text for text in drawn)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["A", "A"], r"one and .*two are both of task 'breast', starting point 'A', .*name one otherwise \(--names\)"),
+        (["A"], r"names has 1 \(A\) for 2 runs"),
+        (["A", "B, C", "D"], r"names has 3 \(A, B, C, D\) for 2 runs"),
+        (["A", " "], "names holds an empty one"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(data: Path, tmp_path: Path, names: list[str], message: str) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data, "pre-trained")]
+    with pytest.raises(UsageError, match=message) as raised:
+        dinojax.report(runs, out=tmp_path / "report", names=names)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "report").exists()
+
+
+def test_two_runs_of_one_name_can_be_told_apart(data: Path, tmp_path: Path) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data)]
+    dinojax.report(runs, out=tmp_path / "report", names=["before", "after"])
+    table = json.loads((tmp_path / "report" / "report.json").read_text())["table"]
+    assert [row["starting_point"] for row in table[:2]] == ["before", "after"]
 
 
 def test_names_that_differ_in_punctuation_alone_have_figures_of_their_own(data: Path, tmp_path: Path) -> None:
