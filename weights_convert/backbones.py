@@ -83,7 +83,9 @@ def _vit_table(layout: str, tensors: Tensors, config: Mapping[str, Any]) -> Tabl
         # Of SwiGLU's two layers the first is twice as wide as the second reads.
         swiglu = fc1 is not None and fc2 is not None and fc2.ndim == 2 and fc1.shape[:1] == (2 * fc2.shape[1],)
         return tables.timm_table("reg_token" in tensors, swiglu)
-    return tables.dinov2_table_of(tensors)
+    if layout.startswith("dinov2"):
+        return tables.dinov2_table_of(tensors)
+    raise ValueError(f"there is no table for the layout {layout!r} of vision transformers")
 
 
 def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[str, ViTArguments]:

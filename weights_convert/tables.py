@@ -86,10 +86,13 @@ _HF_RENAMED_SWIGLU = (
 
 
 def dinov2_table(registers: bool, swiglu: bool) -> Table:
-    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g)."""
+    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g).
+
+    A classifier in the place of its `head`, which is empty as published, is left out.
+    """
     mlp = _SWIGLU if swiglu else _MLP
     tokens = (_CLS_TOKEN, _POSITIONS, _MASK_TOKEN, *([_REGISTERS] if registers else []))
-    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END))
+    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END), (r"head\.(weight|bias)",))
 
 
 def dinov2_table_of(names: Iterable[str]) -> Table:

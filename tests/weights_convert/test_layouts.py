@@ -19,7 +19,7 @@ from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import layouts, readers
-from weights_convert.backbones import Converted, check_model
+from weights_convert.backbones import Converted, check_model, vit
 from weights_convert.layouts import linear_head_fits, recognise, recognise_source
 
 CAFFE_MEAN = tuple(value / 255 for value in (103.939, 116.779, 123.68))
@@ -236,6 +236,8 @@ def test_the_classifier_of_a_huggingface_model_is_left_out(prefix: str, register
     ("shapes", "classifier"),
     [
         (published.timm(192, 1, 3), ["head.weight", "head.bias"]),
+        (published.backbone(192, 1, 3), ["head.weight", "head.bias"]),
+        (published.backbone(192, 1, 3, registers=4, gated=512), ["head.bias"]),
         (published.timm(192, 1, 3, registers=4, gated=512), ["head.weight"]),
         (published.torchvision(**published.SMALL), ["fc.weight", "fc.bias"]),
         (published.radimagenet(**published.SMALL), ["fc.weight", "fc.bias"]),
@@ -405,6 +407,38 @@ def test_what_wraps_all_names_is_looked_through(wrapper: str) -> None:
         recognise({f"{wrapper}{name}": tensor for name, tensor in head.items()})
     with pytest.raises(RunError, match=r"x\.backbone\.patch_embed\.proj\.weight is part of a known model"):
         recognise(tiny("x.backbone.") | {"head.weight": np.zeros((2, 32), np.float32)}, 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wrapped"),
+    [
+        (r"^", r"_orig_mod."),
+        (r"^blocks\.([01])\.", r"blocks.\1._orig_mod."),
+        (r"^blocks\.([01])\.", r"blocks.0._orig_mod.\1."),
+        (r"^blocks\.([01])\.", r"blocks.0.\1._fsdp_wrapped_module._checkpoint_wrapped_module."),
+    ],
+    ids=["whole model", "block", "chunk", "block in a chunk"],
+)
+@pytest.mark.parametrize("prefix", ["", "teacher.backbone.", "model.teacher.backbone."])
+def test_compiled_and_wrapped_blocks_are_read(pattern: str, wrapped: str, prefix: str) -> None:
+    plain = recognise(tiny(prefix), 2)
+    names = {f"{prefix}{re.sub(pattern, wrapped, name)}": tensor for name, tensor in tiny().items()}
+    assert names.keys() != tiny(prefix).keys()
+    found = recognise(names, 2)
+    assert (found.layout, found.arguments) == (plain.layout, plain.arguments)
+    assert all(np.array_equal(found.params[path], plain.params[path]) for path in plain.params)
+    with pytest.raises(RunError, match="holds? the same (tensor|block) twice"):
+        recognise(names | tiny(prefix), 2)
+
+
+def test_a_teachers_classifier_is_left_out_and_named() -> None:
+    classifier = {"teacher.backbone.head.weight": np.zeros((10, 32), np.float32)}
+    assert recognise(tiny("teacher.backbone.") | classifier, 2).ignored == ("teacher.backbone.head.weight",)
+
+
+def test_a_layout_without_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="no table for the layout 'dino'"):
+        vit("dino", tiny(), 2, {})
 
 
 def without(shapes: published.Shapes, name: str) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from dinojax.errors import RunError
 from dinojax.models import create_model
 from tests.weights_convert import published
 from weights_convert import tables
-from weights_convert.mapping import to_ours, to_theirs
+from weights_convert.mapping import Row, to_ours, to_theirs
 
 
 def shapes_of(name: str, **overrides: Any) -> dict[str, tuple[int, ...]]:
@@ -48,6 +48,13 @@ def test_head_is_moved_whole() -> None:
     np.testing.assert_array_equal(params["mlp.2.kernel"], source["mlp.4.weight"].T)
     np.testing.assert_array_equal(params["last_layer.weight_g"], np.arange(128))
     np.testing.assert_array_equal(params["last_layer.weight_v"], source["last_layer.weight_v"].T)
+
+
+def test_only_a_mask_token_may_be_zero() -> None:
+    Row((), "mask_token", "1 D")
+    for path in ("blocks.{i}.ls1.gamma", "pos_embed", "norm.scale"):
+        with pytest.raises(ValueError, match="has no source and would be zero"):
+            Row((), path, "D")
 
 
 @pytest.mark.parametrize("gated", [None, 88])
