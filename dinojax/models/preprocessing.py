@@ -110,14 +110,15 @@ class Backbone(Protocol):
 
 
 def to_channels(images: jax.Array, channels: int) -> jax.Array:
-    """[B, H, W, 1 or 3] to [B, H, W, channels]: grey is repeated, RGB becomes luminance; else ValueError."""
+    """[..., 1 or 3] to [..., channels]: grey is repeated, RGB becomes luminance; else ValueError."""
     given = images.shape[-1]
     if given == channels:
         return images
     if given == 1:
         return jnp.repeat(images, channels, axis=-1)
     if given == 3 and channels == 1:
-        return images @ jnp.asarray(LUMINANCE, images.dtype)[:, None]
+        red, green, blue = (weight * images[..., i : i + 1] for i, weight in enumerate(LUMINANCE))
+        return red + green + blue
     raise ValueError(f"images have {given} channels, the model reads {channels}")
 
 
@@ -126,6 +127,25 @@ def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
     if preprocessing.order == "BGR" and images.shape[-1] == 3:
         images = images[..., ::-1]
     return (images - jnp.asarray(preprocessing.mean)) / jnp.asarray(preprocessing.std)
+
+
+def denormalise(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The inverse of `normalise`: RGB or grey images [..., C], clipped to 0..1, to be looked at."""
+    images = np.clip(images * np.asarray(preprocessing.std) + np.asarray(preprocessing.mean), 0, 1)
+    return images[..., ::-1] if preprocessing.order == "BGR" and images.shape[-1] == 3 else images
+
+
+def model_input(images: jax.Array, model: Backbone) -> jax.Array:
+    """Images in 0..1 [..., 1 or 3] as the model reads them, [..., model.channels]: its channels, their order,
+    standardised. Every input of a model is made here, in training as elsewhere.
+
+    Raises:
+      ValueError: another number of channels, or the model's mean or standard deviation is not one number for each.
+    """
+    form, channels = model.preprocessing, model.channels
+    if not len(form.mean) == len(form.std) == channels:
+        raise ValueError(f"mean {form.mean} and std {form.std} are not of the model's {channels} channels")
+    return normalise(to_channels(images, channels), form)
 
 
 def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None = None) -> jax.Array:
@@ -148,7 +168,7 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
     x = to_channels(_to_unit_range(images, model.preprocessing), model.channels)
     if size is not None and x.shape[1:3] != (size, size):
         x = jnp.clip(jax.image.resize(x, (len(x), size, size, x.shape[-1]), "cubic"), 0.0, 1.0)
-    return normalise(x, model.preprocessing)
+    return model_input(x, model)
 
 
 def _to_unit_range(images: np.ndarray | jax.Array, preprocessing: Preprocessing) -> jax.Array:

@@ -427,7 +427,7 @@ def test_compiled_and_wrapped_blocks_are_read(pattern: str, wrapped: str, prefix
     found = recognise(names, 2)
     assert (found.layout, found.arguments) == (plain.layout, plain.arguments)
     assert all(np.array_equal(found.params[path], plain.params[path]) for path in plain.params)
-    with pytest.raises(RunError, match="holds? the same (tensor|block) twice"):
+    with pytest.raises(RunError, match=r"holds? the same (tensor|block) twice"):
         recognise(names | tiny(prefix), 2)
 
 
