@@ -170,6 +170,21 @@ def test_sizes_are_read_off() -> None:
     assert (plain.layout, plain.arguments) == ("timm", ViTArguments(192, 1, 3, image_size=42))
 
 
+@pytest.mark.parametrize(
+    ("shapes", "embed"),
+    [
+        (published.backbone(192, 1, 3), "patch_embed.proj.weight"),
+        (published.timm(192, 1, 3), "patch_embed.proj.weight"),
+        (published.hf(192, 1, 3), "embeddings.patch_embeddings.projection.weight"),
+    ],
+)
+def test_the_patch_size_is_read_off(shapes: published.Shapes, embed: str) -> None:
+    tensors = published.rebuilt(shapes | {embed: (192, 3, 8, 8)})
+    assert recognise(tensors).arguments == ViTArguments(192, 1, 3, image_size=24, patch_size=8)
+    with pytest.raises(RunError, match=r"has \(192, 3, 8, 7\), expected \(192, 3, 8, 8\)"):
+        recognise(published.rebuilt(shapes | {embed: (192, 3, 8, 7)}))
+
+
 def test_other_channels_than_colours_share_a_mean() -> None:
     grey = recognise(published.rebuilt(published.torchvision(**published.SMALL) | {"conv1.weight": (6, 1, 7, 7)}))
     assert grey.arguments == ResNetArguments((1, 2, 1, 2), (2, 3, 4, 5), 6, channels=1)

@@ -70,7 +70,7 @@ def test_names_lead_back(gated: int | None) -> None:
 def test_the_whole_difference_is_listed() -> None:
     source = published.rebuilt(published.TINY)
     del source["cls_token"], source["blocks.0.ls1.gamma"]
-    source["head.weight"] = source["norm.bias"]
+    source["pooler.weight"] = source["norm.bias"]
     source["blocks.1.attn.qkv.weight"] = np.zeros((64, 32), np.float32)
     source["mask_token"] = np.zeros((32,), np.float32)
     with pytest.raises(RunError) as refusal:
@@ -78,7 +78,7 @@ def test_the_whole_difference_is_listed() -> None:
     message = str(refusal.value)
     assert "\n" not in message
     assert "missing (2): cls_token, blocks.0.ls1.gamma" in message
-    assert "unexpected (1): head.weight" in message
+    assert "unexpected (1): pooler.weight" in message
     assert "mask_token has (32), expected (1, 32)" in message
     assert "blocks.1.attn.qkv.weight has (64, 32), expected (96, 32)" in message
     assert "wrong shape (2)" in message
