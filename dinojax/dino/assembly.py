@@ -30,7 +30,7 @@ from dinojax.dino.step import make_train_step
 from dinojax.errors import UsageError
 from dinojax.models import Backbone, VisionTransformer, create_transformer
 from dinojax.models.preprocessing import model_input
-from dinojax.models.store import load_transformer
+from dinojax.models.store import head_left_out, load_transformer
 from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
 
@@ -162,6 +162,8 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     training = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks")
     given = {name: getattr(config, name) for name in training}
     if config.init is not None:
+        if note := head_left_out(config.init):
+            print(note)
         backbone = load_transformer(config.init, **given)
         if config.positions != "keep":
             resample_positions(backbone, config.crops.global_size, plain=config.positions == "resample_plain")

@@ -26,7 +26,7 @@ from dinojax.errors import UsageError
 from dinojax.models import ARGUMENTS, Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
-from dinojax.models.store import load_model, write_model
+from dinojax.models.store import classifier_origin, head_left_out, load_backbone, write_model
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
 from dinojax.protocols.features import Extracted, extract
@@ -47,7 +47,9 @@ def make_backbone(config: StudyConfig) -> Backbone:
       UsageError: there is no such model, or it does not read images of this size.
     """
     if config.init is not None:
-        backbone = load_model(config.init)
+        if note := head_left_out(config.init):
+            print(note)
+        backbone = load_backbone(config.init)
     else:
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
         # The very weights that pre-training with this seed would begin from.
@@ -286,8 +288,9 @@ def knn_recipe(config: KNNConfig, backbone: Backbone) -> dict[str, int | float |
 def _common_recipe(config: StudyConfig, backbone: Backbone) -> dict[str, int | float | str]:
     form, published = dataclasses.asdict(backbone.arguments), dataclasses.asdict(ARGUMENTS[backbone.name])
     own = ", ".join(f"{name} {_text(value)}" for name, value in form.items() if value != published[name])
+    origin = classifier_origin(config.init) if config.init else None
     return {
-        "init": config.init or "random weights",
+        "init": (config.init or "random weights") + (f" (the backbone of {origin})" if origin else ""),
         "model": backbone.name + (f" ({own})" if own else ""),
         "image_size": backbone.preprocessing.size,
         "normalisation": config.normalisation,
