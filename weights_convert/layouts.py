@@ -22,6 +22,8 @@ _ROOTS = ("", "model.")  # of training checkpoints
 _HF_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
 # What training frameworks save beside a model, and DINOv2's own code beside the student and the teacher.
 _BESIDE = r"(optimizers?|optimizer_states|(lr_)?schedulers?|scaler|iteration|loops|callbacks)(\..*)?"
+# Modules that PyTorch puts around others, at any depth: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _LOSSES = r"(model\.)?(dino_loss|ibot_patch_loss|koleo_loss)\..*"
 # One of these names is in every file with a backbone.
 _MARKS = (
@@ -63,7 +65,7 @@ def recognise(
       UsageError: `heads` is needed or wrong, or the file has no student.
       RunError: the tensors or the configuration are not those of a known model; the message lists the whole difference.
     """
-    inner, beside = _unwrapped(tensors)
+    inner, beside = _unwrapped(_without_wrappers(tensors))
     converted = _recognise(inner, heads, config or {}, part)
     return dataclasses.replace(converted, ignored=(*converted.ignored, *_grouped(beside)))
 
@@ -100,6 +102,14 @@ def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], p
             message += f"; {name} is part of a known model: save the state dict that it is in by itself"
             break
     raise RunError(message)
+
+
+def _without_wrappers(tensors: Tensors) -> Tensors:
+    """The tensors without the names of `_WRAPPERS`: `blocks.0._orig_mod.ls1.gamma` becomes `blocks.0.ls1.gamma`."""
+    plain = {re.sub(_WRAPPERS, "", name): array for name, array in tensors.items()}
+    if len(plain) != len(tensors):
+        raise RunError("holds the same tensor twice, inside a wrapper such as _orig_mod and outside")
+    return plain
 
 
 def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str]]:
@@ -154,7 +164,8 @@ def _training_checkpoint(tensors: Tensors, root: str, part: str, heads: int | No
     backbone = _within("backbone", _unchunk, inside.pop("backbone"))
     converted = _within("backbone", lambda tensors: vit(layout, tensors, heads, {}), backbone)
     projections = {name: _within(name, tables.dino_head, head) for name, head in inside.items() if head}
-    return dataclasses.replace(converted, heads=projections, ignored=_grouped(left_out))
+    classifier = (f"{part}.backbone.{name}" for name in converted.ignored)
+    return dataclasses.replace(converted, heads=projections, ignored=(*classifier, *_grouped(left_out)))
 
 
 def _unchunk(tensors: Tensors) -> dict[str, np.ndarray]:

@@ -25,13 +25,13 @@ def _norm(layer: str, ours: str = "") -> tuple[Row, Row]:
     return Row(f"{layer}.weight", f"{ours}.scale", "D"), Row(f"{layer}.bias", f"{ours}.bias", "D")
 
 
-# Vision transformers. D width, N positions (class token and patches), R registers, C channels, H hidden width.
+# Vision transformers. D width, N positions (class token and patches), R registers, C channels, P patch, H hidden width.
 _CLS_TOKEN = Row("cls_token", "cls_token", "1 1 D")
 _POSITIONS = Row("pos_embed", "pos_embed", "1 N D")
 _MASK_TOKEN = Row("mask_token", "mask_token", "1 D")
 _REGISTERS = Row("register_tokens", "register_tokens", "1 R D")
 _PATCH_EMBED = (
-    Row("patch_embed.proj.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
+    Row("patch_embed.proj.weight", "patch_embed.proj.kernel", "D C P P", "conv"),
     Row("patch_embed.proj.bias", "patch_embed.proj.bias", "D"),
 )
 _ATTENTION = (
@@ -86,10 +86,13 @@ _HF_RENAMED_SWIGLU = (
 
 
 def dinov2_table(registers: bool, swiglu: bool) -> Table:
-    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g)."""
+    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g).
+
+    A classifier in the place of its `head`, which is empty as published, is left out.
+    """
     mlp = _SWIGLU if swiglu else _MLP
     tokens = (_CLS_TOKEN, _POSITIONS, _MASK_TOKEN, *([_REGISTERS] if registers else []))
-    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END))
+    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END), (r"head\.(weight|bias)",))
 
 
 def dinov2_table_of(names: Iterable[str]) -> Table:
@@ -110,7 +113,7 @@ def hf_table(registers: bool, swiglu: bool, mask_token: bool = True, renamed: bo
         Row("embeddings.position_embeddings", "pos_embed", "1 N D"),
         Row("embeddings.mask_token" if mask_token else (), "mask_token", "1 D"),
         *([Row("embeddings.register_tokens", "register_tokens", "1 R D")] if registers else []),
-        Row("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
+        Row("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.kernel", "D C P P", "conv"),
         Row("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias", "D"),
         *_norm(f"{_HF_LAYER}.norm1", "blocks.{i}.norm1"),
         *attention,

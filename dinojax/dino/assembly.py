@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dinojax import processes, sharding
 from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
-from dinojax.config.pretrain import HeadConfig, PretrainConfig
+from dinojax.config.pretrain import HeadConfig, PhotometryConfig, PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
 from dinojax.data.facts import data_facts, render
@@ -30,7 +30,8 @@ from dinojax.dino.state import Timeline, TrainState, init_state, make_optimizer,
 from dinojax.dino.step import make_train_step
 from dinojax.errors import UsageError
 from dinojax.models import Backbone, VisionTransformer, create_transformer
-from dinojax.models.store import load_transformer
+from dinojax.models.preprocessing import model_input
+from dinojax.models.store import head_left_out, load_transformer
 from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
 
@@ -99,10 +100,8 @@ def assemble(config: PretrainConfig) -> Pretraining:
     placed = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
 
     def augment(batch: DeviceBatch) -> Batch:
-        form, seed = backbone.preprocessing, derive(config.seed, "intensities")
-        key = jax.random.key(seed)
-        views = augment_views(batch, key, config.photometry, form.mean, form.std, backbone.channels)
-        return {"globals": views[0], "locals": views[1], "masks": batch.get("masks")}
+        key = jax.random.key(derive(config.seed, "intensities"))
+        return input_views(batch, key, config.photometry, backbone)
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, dict[str, jax.Array]]:
         # Any process may be asked to stop; all of them see it after the same step.
@@ -142,11 +141,28 @@ def assemble(config: PretrainConfig) -> Pretraining:
     )
 
 
+def input_views(batch: Mapping[str, jax.Array], key: jax.Array, photometry: PhotometryConfig, model: Backbone) -> Batch:
+    """The views of a batch as the model reads them, exactly as `preprocess` would make them once augmented.
+
+    Args:
+      batch, key, photometry: see `augment_views`; iBOT's `masks` are passed on, where there are any.
+      model: gives channels, their order, mean and standard deviation.
+    """
+    views = augment_views(batch, key, photometry)
+    return {
+        "globals": model_input(views[0], model),
+        "locals": model_input(views[1], model),
+        "masks": batch.get("masks"),
+    }
+
+
 def make_backbone(config: PretrainConfig) -> VisionTransformer:
     """The model of `init`, or one with random weights; UsageError if its patches do not divide the crops."""
     training = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks")
     given = {name: getattr(config, name) for name in training}
     if config.init is not None:
+        if note := head_left_out(config.init):
+            print(note)
         backbone = load_transformer(config.init, **given)
         if config.positions != "keep":
             resample_positions(backbone, config.crops.global_size, plain=config.positions == "resample_plain")

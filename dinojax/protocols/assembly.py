@@ -26,7 +26,7 @@ from dinojax.errors import UsageError
 from dinojax.models import Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
-from dinojax.models.store import load_model, write_model
+from dinojax.models.store import head_left_out, load_backbone, write_model
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
 from dinojax.protocols.features import extract
@@ -48,7 +48,9 @@ def make_backbone(config: StudyConfig) -> Backbone:
       UsageError: there is no such model, or it does not read images of this size.
     """
     if config.init is not None:
-        backbone = load_model(config.init)
+        if note := head_left_out(config.init):
+            print(note)
+        backbone = load_backbone(config.init)
     else:
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
         # The very weights that pre-training with this seed would begin from.

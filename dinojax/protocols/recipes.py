@@ -14,6 +14,7 @@ from dinojax.data.facts import Facts, data_facts
 from dinojax.data.splits import describe_folds
 from dinojax.models import ARGUMENTS, Backbone
 from dinojax.models.heads import Classifier
+from dinojax.models.store import classifier_origin
 from dinojax.protocols.assembly import Cases
 
 
@@ -98,9 +99,10 @@ def _model_fact(config: StudyConfig, backbone: Backbone) -> str:
 def common_recipe(config: StudyConfig, backbone: Backbone) -> dict[str, int | float | str]:
     """What any protocol's recipe says of the model."""
     form, published = dataclasses.asdict(backbone.arguments), dataclasses.asdict(ARGUMENTS[backbone.name])
+    origin = classifier_origin(config.init) if config.init else None
     own = ", ".join(f"{name} {_text(value)}" for name, value in form.items() if value != published[name])
     return {
-        "init": config.init or "random weights",
+        "init": (config.init or "random weights") + (f" (the backbone of {origin})" if origin else ""),
         "model": backbone.name + (f" ({own})" if own else ""),
         "image_size": backbone.preprocessing.size,
         "normalisation": config.normalisation,

@@ -15,6 +15,7 @@ from dinojax.data.facts import Facts
 from dinojax.data.records import Fold, Records
 from dinojax.data.splits import cases_table, folds_table
 from dinojax.errors import RunError, UsageError
+from dinojax.models.store import read_description
 from dinojax.protocols.task import Task
 from dinojax.reporting.figures import draw_run
 from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
@@ -221,16 +222,24 @@ def is_finished(out: Path) -> bool:
 
 
 def name_of(init: str | None) -> str:
-    """A starting point's name: that of its folder, or of the run that wrote it, with what tells its models apart."""
+    """A starting point's name: that of its folder, or of the run that wrote it, with what tells its models apart.
+
+    A fine-tuned classifier is named as its `model.json` says, wherever it lies: `thyroid_dinov2/fold_1`.
+    """
     if init is None:
         return "random"
     folder = Path(init).resolve()
+    if (folder / "model.json").is_file():
+        description = read_description(folder)
+        run, fold = (description.get("source") or {}).get("run"), description.get("fold")
+        if "classifier" in description and run and fold:
+            return f"{run}/fold_{fold}"
     if folder.name == "model":
         return folder.parent.name
     if folder.name == "model_best":
         return f"{folder.parent.name}, best"
     if folder.parent.name == "models" and folder.name.startswith("fold_"):
-        return f"{folder.parents[1].name}, {folder.name.replace('_', ' ')}"
+        return f"{folder.parents[1].name}/{folder.name}"
     return folder.name
 
 

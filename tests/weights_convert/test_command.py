@@ -117,7 +117,7 @@ def test_the_directory_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resnet = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.zeros(64, np.float32)}
     tiny = published.rebuilt(published.TINY)
-    wide = published.rebuilt(published.backbone(32, 2, 5)) | {"head.weight": np.zeros((10, 32), np.float32)}
+    wide = published.rebuilt(published.backbone(32, 2, 5)) | {"pooler.weight": np.zeros((10, 32), np.float32)}
     narrow = {k: v for k, v in tiny.items() if ".mlp." not in k} | {
         f"blocks.{i}.mlp.{name}": np.zeros(shape, np.float32)
         for i in range(2)
@@ -134,7 +134,7 @@ def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     for number, (tensors, said) in enumerate(
         [
             (resnet, "it holds 2 tensors: conv1.weight, bn1.weight"),
-            (wide, "unexpected (1): head.weight"),
+            (wide, "unexpected (1): pooler.weight"),
             (narrow, "blocks.0.mlp.fc1.kernel"),
             (crooked, "pos_embed has 27 positions"),
             (student, "teacher.centre"),
@@ -306,6 +306,13 @@ def test_the_way_back_gives_the_same_tensors(tmp_path: Path, capsys: pytest.Capt
     assert "mask_token: timm has no place for it" in capsys.readouterr().out
     assert main([str(tmp_path / "model"), str(tmp_path / "other")]) == 2
     assert "is a model directory already" in capsys.readouterr().err
+
+
+def test_a_classifier_that_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = {"head.weight": np.zeros((10, 32), np.float32), "head.bias": np.zeros(10, np.float32)}
+    source = torch_files.write_tensors(tmp_path / "x.pth", published.rebuilt(published.TINY) | head)
+    assert main([str(source), str(tmp_path / "model"), "--heads", "2"]) == 0
+    assert "left out       head.weight, head.bias\n" in capsys.readouterr().out
 
 
 def test_a_reader_of_the_output_may_stop_early() -> None:
