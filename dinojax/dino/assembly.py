@@ -169,7 +169,13 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
       UsageError: they are fewer than a batch; or there are none.
       RunError: the processes of a run have different images or configurations.
     """
-    records = read_records(config.data, labelled=False, data_root=config.data_root)
+    records = read_records(
+        config.data,
+        labelled=False,
+        data_root=config.data_root,
+        path_column=config.path_column,
+        on_bad_file=config.on_bad_file,
+    )
     print(records.summary())
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
     print(headers.summary())
@@ -221,6 +227,8 @@ def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline)
         k=section.k,
         images=section.images,
         data_root=section.data_root,
+        path_column=section.path_column,
+        label_column=section.label_column,
         group_regex=section.group_regex,
         on_bad_file=config.on_bad_file,
         threads=config.threads,

@@ -118,6 +118,9 @@ def _read(config: StudyConfig) -> Records:
         group_regex=config.group_regex,
         positive_class=config.positive_class,
         uncertain=config.uncertain,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        on_bad_file=config.on_bad_file,
     )
     print(records.summary())
     return records

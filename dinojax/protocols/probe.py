@@ -2,7 +2,7 @@
 
 import re
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -47,6 +47,8 @@ class Probe:
         k: int = 20,
         images: int = 2000,
         data_root: str | None = None,
+        path_column: str | None = None,
+        label_column: str | None = None,
         group_regex: str | None = None,
         on_bad_file: Literal["stop", "skip"] = "stop",
         threads: int = 2,
@@ -59,7 +61,7 @@ class Probe:
           size: side S in pixels that images are resized to, one that the model reads.
           k: neighbours that vote; fewer where other patients have no more images.
           images: at most so many, evenly spaced in each class.
-          data_root, group_regex: as of `read_records`.
+          data_root, path_column, label_column, group_regex: as of `read_records`.
           on_bad_file: 'skip' leaves out what cannot be read.
           threads: that decode.
 
@@ -68,7 +70,17 @@ class Probe:
             two classes or patients, or not more than k images.
           RunError: files cannot be read and may not be left out.
         """
-        records, part = _training_part(_read(data, data_root, group_regex), data)
+        records, part = _training_part(
+            _read(
+                data,
+                data_root=data_root,
+                path_column=path_column,
+                label_column=label_column,
+                group_regex=group_regex,
+                on_bad_file=on_bad_file,
+            ),
+            data,
+        )
         decoded = decode_all(
             records.take(_choose(records, images)),
             {"image": partial(geometry.square, size=size), "pixels": grey_pixels},
@@ -130,12 +142,12 @@ class Probe:
                 raise UsageError(f"probe.data {data}: all {count} images are of one {what}; at least two are needed")
 
 
-def _read(data: str, data_root: str | None, group_regex: str | None) -> Records:
+def _read(data: str, **options: Any) -> Records:
     try:
-        records = read_records(data, labelled=True, data_root=data_root, group_regex=group_regex)
+        records = read_records(data, labelled=True, positive_needed=False, **options)
     except RunError as error:
         # Named as the run's configuration names them.
-        message = re.sub(r"--(data|data_root|group_regex)\b", r"probe.\1", str(error))
+        message = re.sub(r"--(data|data_root|group_regex|path_column|label_column)\b", r"probe.\1", str(error))
         raise UsageError(message if message.startswith("probe.") else f"probe.data: {message}") from error
     if records.multilabel:
         raise UsageError(f"probe.data {data}: has several labels an image; the probe needs a column label")
