@@ -87,7 +87,7 @@ def test_a_slice_without_a_class_is_refused():
     # One patient has more than the others together, and two of the three with a "yes" end in one slice.
     groups = np.array(["a"] + ["b"] * 2 + ["c"] + ["d"] * 5)
     labels = np.array(["yes", "no", "yes", "no", "no", "yes", "yes", "yes", "yes"])
-    with pytest.raises(UsageError, match=r"too unequal: one of 3 folds has no 'yes'; make fewer folds"):
+    with pytest.raises(UsageError, match=r"too unequal: one of 3 folds has no 'yes'; at least 3 folds are needed"):
         grouped_folds(labels, groups, 3, seed=0)
 
 
