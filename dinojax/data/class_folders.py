@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from dinojax.data.columns import Wanted
 from dinojax.data.files import FORMATS, TEXT, repeated
+from dinojax.data.fold_files import fold_tables
 from dinojax.data.listing import IMAGE_FOLDERS, MASK_FOLDERS, Listing, kinds, list_images, some
 from dinojax.data.records import Records
 from dinojax.data.spellings import check_values
 from dinojax.data.table_text import SUFFIXES
-from dinojax.data.tables import SPLIT_NAMES, folder_name
+from dinojax.data.tables import SPLIT_NAMES, find_manifest, folder_name
 from dinojax.errors import RunError, UsageError
 
 _NO_CLASSES = IMAGE_FOLDERS | MASK_FOLDERS | {"dataframe", "figures", "figure", "figs", "bboxes", "xml", "json"}
@@ -88,7 +90,9 @@ def _table_advice(folder: Path, listing: Listing) -> str:
     """What to do where a table has the labels."""
     if listing.others.get("", {}).keys() & {*SUFFIXES}:
         tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-        return f"if {some(tables)} lists their labels, give --data {folder / tables[0]}"
+        if len(tables) == 1:
+            return f"if {tables[0]} lists their labels, give --data {folder / tables[0]}"
+        return f"if {some(tables)} list their labels, name one of them with --data, or put fold files into dataframe/"
     return "list path and label in manifest.csv"
 
 
@@ -117,8 +121,10 @@ def _check_classes(folder: Path, listing: Listing, prefixes: Sequence[str]) -> N
     depth = 1 + (prefixes != [""])
     held = {"/".join(parent.split("/")[:depth]) for parent in _parents(listing.paths)}
     empty = [name for name in there if name not in held]
+    _check_tables(folder, listing)
     if len(held) == 1:
         _check_level(folder, listing, min(held), empty)
+    _check_parts_below(folder, listing, depth)
     names = sorted({name.rpartition("/")[2] for name in (*there, *classes(listing.mask_folders))})
     if wrong := [name for name in names if name.casefold() in _NO_CLASSES]:
         raise UsageError(
@@ -152,6 +158,34 @@ def _contents(listing: Listing, name: str) -> str:
     if others := listing.others_below(name):
         return f"holds no image that is read ({kinds(others)})"
     return "is empty"
+
+
+def _check_tables(folder: Path, listing: Listing) -> None:
+    """Refuses a folder of data sets that have tables of their own: their names are no classes."""
+    tables: dict[str, Path] = {}
+    for name in [name for name, counts in listing.others.items() if name and ".csv" in counts]:
+        below = folder / name
+        if below.name == "dataframe" and below.parent != folder and fold_tables(below.parent):
+            tables[name] = below.parent
+        elif manifest := find_manifest(below, Wanted(labelled=True)):
+            tables[manifest.relative_to(folder).as_posix()] = manifest
+    if tables:
+        names = sorted(tables)
+        raise UsageError(
+            f"{folder}: {some(names)} {'lists' if len(names) == 1 else 'list'} the images below; "
+            f"give one data set, such as --data {tables[names[0]]}"
+        )
+
+
+def _check_parts_below(folder: Path, listing: Listing, depth: int) -> None:
+    """Refuses `<class>/train/` and `<class>/test/`, which would be mixed."""
+    below = [name for name in listing.folders if name.count("/") == depth]
+    parts = {SPLIT_NAMES.get(name.rpartition("/")[2].casefold()): name for name in below}
+    if {"train", "test"} <= parts.keys():
+        raise UsageError(
+            f"{folder}: {parts['train']} and {parts['test']} are parts below the classes; "
+            "put the class folders into folders train and test, or list path, label and split in manifest.csv"
+        )
 
 
 def _check_level(folder: Path, listing: Listing, name: str, empty: Sequence[str]) -> None:
@@ -191,7 +225,7 @@ def _hints(paths: np.ndarray, divided: bool) -> tuple[str, ...]:
         return ()
     pattern = "^" + "[^/]+/" * (depth - 1) + "([^/]+)/"
     names = some(["/".join(parts) for parts in below])
-    return (f"folders below the classes look like patients ({names}): if so, give --group_regex '{pattern}'",)
+    return (f"folders below the classes look like patients ({names}): if they are, give --group_regex '{pattern}'",)
 
 
 def _unique(records: Records, listing: Listing) -> Records:

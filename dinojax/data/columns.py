@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from dinojax.data.files import FORMATS
+from dinojax.data.spellings import check_values
 from dinojax.data.table_text import Text, headers
 from dinojax.errors import RunError, UsageError
 
@@ -95,30 +97,14 @@ def find_columns(file: Path, wanted: Wanted) -> Columns:
       UsageError: it lacks a column that `wanted` names.
     """
     text, header = _cut(file, wanted)
-
-    def listed() -> str:
-        return f"its columns are {', '.join(name or '(unnamed)' for name in header)}"
-
     flags = _flags(file, header, wanted)
     places = _by_role(header, flags)
     places["path"] = _named(file, header, "path", wanted.path_column) or places["path"]
     places["label"] = _named(file, header, "label", wanted.label_column) or places["label"]
     if not wanted.labelled or flags:
         places["label"] = []
-    for role, found in places.items():
-        names = [header[place] for place in found]
-        if len(names) > 1 and (role != "path" or len({*names}) < len(names)):
-            if len({*names}) < len(names):
-                raise RunError(f"{file}: has several columns {names[0]}; {listed()}")
-            advice = _ADVICE.get(role, "keep one")
-            raise RunError(f"{file}: columns {' and '.join(names)} may each be the {role}; {advice}")
-    for name in {header[place] for place in flags}:
-        if header.count(name) > 1:
-            raise RunError(f"{file}: has several columns {name}; {listed()}")
-    for role, needed in (("path", True), ("label", wanted.labelled and not flags)):
-        if needed and not places[role]:
-            known = ", ".join(KNOWN[role][:4])
-            raise RunError(f"{file}: has no column {known} or alike; {listed()}; {_ADVICE[role]}")
+    needed = ("path", "label") if wanted.labelled and not flags else ("path",)
+    _check(file, header, places, flags, needed)
     roles = {role: found[0] for role, found in places.items() if len(found) == 1}
     return Columns(text, header, roles, places["path"], flags)
 
@@ -183,6 +169,28 @@ def _flags(file: Path, header: list[str], wanted: Wanted) -> list[int]:
         if len(header[place]) == len(MULTILABEL):
             raise RunError(f"{file}: column {MULTILABEL} names no class; call it {MULTILABEL}<class>")
     return flags
+
+
+def _check(
+    file: Path, header: list[str], places: Mapping[str, list[int]], flags: list[int], needed: Sequence[str]
+) -> None:
+    """Refuses columns of which one is meant and several are there, or none."""
+    listed = f"its columns are {', '.join(name or '(unnamed)' for name in header)}"
+    for role, found in (*places.items(), (MULTILABEL, flags)):
+        names = [header[place] for place in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise RunError(f"{file}: has several columns {twice[0]}; {listed}")
+        if role == MULTILABEL:
+            check_values(dict.fromkeys(names, f"a column of {file}"), "column")
+        elif len(names) > 1 and role != "path":  # which has the paths, the files tell
+            advice = _ADVICE.get(role, "keep one")
+            raise RunError(f"{file}: columns {' and '.join(names)} may each be the {role}; {advice}")
+    for role in needed:
+        if not places[role] and any(word.lower().endswith(FORMATS) for name in header for word in name.split()):
+            raise RunError(f"{file}: its first line names an image, not columns; put a line such as path,label above")
+        if not places[role]:
+            known = ", ".join(KNOWN[role][:4])
+            raise RunError(f"{file}: has no column {known} or alike; {listed}; {_ADVICE[role]}")
 
 
 def _by_role(header: list[str], flags: list[int]) -> dict[str, list[int]]:

@@ -9,15 +9,16 @@ from typing import Literal
 import numpy as np
 
 from dinojax.data.class_folders import read_class_folders, read_images
-from dinojax.data.columns import Uncertain, Wanted, key_of
+from dinojax.data.columns import Uncertain, Wanted
 from dinojax.data.files import TEXT
 from dinojax.data.fold_files import fold_tables, read_fold_files
 from dinojax.data.listing import list_images, shown
 from dinojax.data.records import Records
-from dinojax.data.spellings import in_order, says_normal
-from dinojax.data.table_text import SUFFIXES, headers
-from dinojax.data.tables import MANIFESTS, read_table
+from dinojax.data.spellings import check_values, in_order, says_normal
+from dinojax.data.table_text import SUFFIXES
+from dinojax.data.tables import find_manifest, read_table
 from dinojax.errors import RunError, UsageError
+from dinojax.runs.files import reason
 
 
 def read_records(
@@ -67,8 +68,10 @@ def read_records(
     if base is not None and not base.is_dir():
         raise UsageError(f"--data_root {data_root}: no such folder")
     wanted = Wanted(labelled, uncertain, path_column, label_column)
-    read = _reader(path, data, base, wanted)
-    records = read()
+    try:
+        records = _reader(path, data, base, wanted)()
+    except OSError as error:
+        raise RunError(f"--data {data}: cannot read {error.filename or data}: {reason(error)}") from error
     if records.misnamed and on_bad_file == "stop":
         raise RunError(
             f"{data}: {len(records.misnamed)} files have names that are not UTF-8, such as {records.misnamed[0]}; "
@@ -94,28 +97,13 @@ def _reader(path: Path, data: str, base: Path | None, wanted: Wanted) -> Callabl
         raise UsageError(f"--data {data}: no such file or folder")
     if wanted.labelled and fold_tables(path):
         return lambda: _with_unlisted(path, *read_fold_files(path, base or path, wanted))
-    if manifest := _manifest(path, wanted):
+    if manifest := find_manifest(path, wanted):
         return lambda: _with_unlisted(path, *read_table(manifest, base or path, wanted))
-    for name in ("path_column", "label_column"):
-        if value := getattr(wanted, name):
+    options = {"data_root": base, "path_column": wanted.path_column, "label_column": wanted.label_column}
+    for name, value in options.items():
+        if value:
             raise UsageError(f"--{name} {value}: {data} has no manifest.csv; name the table itself with --data")
     return lambda: read_class_folders(path) if wanted.labelled else read_images(path)
-
-
-def _manifest(folder: Path, wanted: Wanted) -> Path | None:
-    """The folder's list of images; a `metadata.csv` without file names is something else."""
-    for wished in MANIFESTS:
-        found = sorted(path for path in folder.iterdir() if path.name.casefold() == wished and path.is_file())
-        if len(found) > 1:
-            raise UsageError(f"{folder}: holds {' and '.join(path.name for path in found)}; keep one")
-        if found and (wished == MANIFESTS[0] or _lists_files(found[0], wanted)):
-            return found[0]
-    return None
-
-
-def _lists_files(file: Path, wanted: Wanted) -> bool:
-    names = {"filename", *([key_of(wanted.path_column)] if wanted.path_column else [])}
-    return any(not names.isdisjoint(map(key_of, header)) for _, header in headers(file))
 
 
 def _with_unlisted(folder: Path, records: Records, inodes: np.ndarray) -> Records:
@@ -146,6 +134,8 @@ def _with_patients(records: Records, group_regex: str) -> Records:
         if match is None or match[1] is None:
             raise RunError(f"--group_regex {group_regex}: finds no patient in {records.describe(index)}")
         patients.append(match[1])
+    firsts = {patient: records.paths[place] for place, patient in reversed([*enumerate(patients)])}
+    check_values(firsts, "patient")
     source = records.patient_source
     unread = (source.removeprefix("column "),) if source.startswith("column ") else ()
     return dataclasses.replace(

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinojax.data.columns import GROUP_COLUMNS, Columns, Wanted, choose_path, find_columns
+from dinojax.data.columns import GROUP_COLUMNS, Columns, Wanted, choose_path, find_columns, key_of
 from dinojax.data.files import FORMATS, TEXT, look_up, repeated, respell
 from dinojax.data.listing import shown
 from dinojax.data.records import SPLITS, Records
 from dinojax.data.spellings import check_values
-from dinojax.errors import RunError
+from dinojax.data.table_text import headers
+from dinojax.errors import RunError, UsageError
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -80,6 +81,27 @@ def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
             f"in row {records.rows[before]}; keep one row"
         )
     return Table(records, inodes)
+
+
+def find_manifest(folder: Path, wanted: Wanted) -> Path | None:
+    """The folder's list of images, if it has one; a `metadata.csv` without file names is something else.
+
+    Raises:
+      UsageError: there are two.
+      RunError: it cannot be read.
+    """
+    for wished in MANIFESTS:
+        found = sorted(path for path in folder.iterdir() if path.name.casefold() == wished and path.is_file())
+        if len(found) > 1:
+            raise UsageError(f"{folder}: holds {' and '.join(path.name for path in found)}; keep one")
+        if found and (wished == MANIFESTS[0] or _lists_files(found[0], wanted)):
+            return found[0]
+    return None
+
+
+def _lists_files(file: Path, wanted: Wanted) -> bool:
+    names = {"filename", *([key_of(wanted.path_column)] if wanted.path_column else [])}
+    return any(not names.isdisjoint(map(key_of, header)) for _, header in headers(file))
 
 
 def folder_name(folder: Path) -> str:

@@ -284,12 +284,31 @@ CLASS_FOLDERS = {
         unusable("all images lie in Dataset_BUSI", "benign, malignant", "give --data", "/Dataset_BUSI"),
     ),
     "two levels too high": Case(classes("x/y/train/a", "x/y/test/a"), unusable("below which are test, train", "/x/y")),
+    "a folder of tasks": Case(
+        {**classes("acl/images", "breast/images"), "acl/dataframe/train.csv": "", "breast/dataframe/train.csv": ""},
+        unusable("acl/dataframe, breast/dataframe list the images below", "--data", "/acl"),
+    ),
+    "a manifest one level below": Case(
+        {**classes("breast/images"), "breast/Manifest.csv": ""},
+        unusable("breast/Manifest.csv lists the images below", "/breast/Manifest.csv"),
+    ),
+    "parts below the classes": Case(
+        classes("a/train", "a/test", "b/train", "b/test"), unusable("are parts below the classes", "manifest.csv")
+    ),
     "one class": Case(classes("a"), wrong("all 2 images are of one class, 'a'")),
     "one class, the other unread": Case(
         {**classes("a"), "b/1.dcm": ""}, unusable("b holds no image that is read (1 .dcm)")
     ),
     "a table beside images": Case(
         {**TWO, "labels.csv": "file,kind\n"}, unusable("2 images lie in no class folder", "give --data", "/labels.csv")
+    ),
+    "tables beside a folder of images": Case(
+        {**images("images/1.png", "images/2.png"), "train.csv": "", "test.csv": ""},
+        unusable("images reads", "test.csv, train.csv", "--data", "dataframe/"),
+    ),
+    "an option of tables without one": Case(classes("a", "b"), unusable("--data_root"), {"data_root": "."}),
+    "patients by an expression in two spellings": Case(
+        images("a/7_1.png", "a/007_2.png", "b/8.png"), wrong("'7'", "'007'", "007_2.png"), {"group_regex": r"/(\d+)"}
     ),
     "a table beside a folder of images": Case(
         {**images("images/1.png", "images/2.png"), "train.csv": ""}, unusable("images reads", "/train.csv")
@@ -376,7 +395,7 @@ TABLES = {
     ),
     "a text without a header": Case(
         {**table("1.png 0", "2.png 1", name="x.txt"), **TWO},
-        wrong("x.txt: has no column path", "--path_column"),
+        wrong("x.txt: its first line names an image", "path,label"),
         data="x.txt",
     ),
     "a table of Excel's own": Case({"x.xlsx": b""}, unusable("only a table is read", ".csv"), data="x.xlsx"),
@@ -457,6 +476,10 @@ TABLES = {
     "two columns of paths": Case(
         {**table("image,path,label", "1.png,2.png,a", "2.png,1.png,b"), **TWO},
         wrong("columns image and path both name images", "--path_column"),
+    ),
+    "columns of one class in two spellings": Case(
+        {**table("path,label_Edema,label_edema", "1.png,0,1", "2.png,1,0"), **TWO},
+        wrong("'label_Edema'", "'label_edema'"),
     ),
     "labels 1 and 1.0": Case(
         {**table("path,label", "1.png,1", "2.png,0", "3.png,1.0"), **SIX},
