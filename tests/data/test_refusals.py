@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from PIL import Image
 
+from dinojax.data.decode import check_headers, list_skipped
 from dinojax.data.reading import read_records
 from dinojax.errors import RunError, UsageError
 from tests.data.layouts import FOLDER, IMAGE, Layout, Link, classes, images, radimagenet, table, unnamed, write
@@ -605,6 +607,16 @@ def test_names_that_are_no_utf_8_are_refused_or_left_out(tmp_path: Path, labelle
     assert records.misnamed == (r"a/b\udcf6se.png", r"b/\udce9/1.png")
     assert len(records) == 4
     assert "2 files whose names are not UTF-8" in records.summary()
+    for path in (tmp_path / "a", tmp_path / "b"):
+        for file in path.glob("[01].png"):
+            Image.new("L", (4, 4)).save(file)
+    kept, headers = check_headers(records, on_bad_file="skip")
+    assert len(kept) == 4
+    list_skipped(headers.bad, tmp_path / "skipped_files.csv")
+    assert (tmp_path / "skipped_files.csv").read_text().splitlines()[1:] == [
+        r"a/b\udcf6se.png,its name is not UTF-8",
+        r"b/\udce9/1.png,its name is not UTF-8",
+    ]
     (tmp_path / odd).mkdir()
     with pytest.raises(UsageError, match=r"b\\udcf6se.png: its name is not UTF-8"):
         read_records(str(tmp_path / odd), labelled=labelled)
