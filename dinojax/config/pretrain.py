@@ -143,6 +143,8 @@ class ProbeConfig:
     data: str | None = None
     """A labelled data set of any kind that `finetune` reads; without it there is no probe."""
     data_root: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
     group_regex: str | None = None
     """Takes the patient from the path: the first group of this expression."""
     every: PositiveInt | None = None
@@ -202,6 +204,8 @@ class PretrainConfig:
     without offset or antialiasing."""
     data_root: str | None = None
     """What a manifest's paths are relative to, if not its own folder."""
+    path_column: str | None = None
+    """The manifest's column of image files, if its name does not tell."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is skipped and listed in `skipped_files.csv`."""
     seed: Seed = 0

@@ -24,10 +24,14 @@ class StudyConfig:
     seed: Seed = 0
     data_root: str | None = None
     """What a manifest's paths are relative to, if not its own folder."""
+    path_column: str | None = None
+    """The manifest's column of image files, if its name does not tell."""
+    label_column: str | None = None
+    """The manifest's column of labels, if its name does not tell."""
     group_regex: str | None = None
     """Takes the patient from the path: the first group of this expression."""
     positive_class: str | None = None
-    """The positive class of a binary task; by default the last in sorted order."""
+    """The positive class of a binary task; by default the last in sorted order, unless its name says normal."""
     uncertain: Literal["ignore", "zero", "one"] | None = None
     """What -1 means in the columns `label_<class>` of a manifest: unknown, 0 or 1; null refuses it."""
     on_bad_file: Literal["stop", "skip"] = "stop"

@@ -123,7 +123,10 @@ def check_headers(
         sixteen_bits=sum(modes[mode] for mode in _SIXTEEN_BITS),
         smallest=sizes[0] if sizes else (0, 0),
         largest=sizes[-1] if sizes else (0, 0),
-        bad=tuple((records.paths[index], why) for index, why in bad.items()),
+        bad=(
+            *((path, "its name is not UTF-8") for path in records.misnamed),
+            *((records.paths[index], why) for index, why in bad.items()),
+        ),
     )
     kept = np.setdiff1d(np.arange(len(records)), list(bad))
     return (records.take(kept) if bad else records), headers

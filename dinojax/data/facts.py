@@ -30,8 +30,7 @@ def data_facts(records: Records, headers: Headers, folds: Sequence[Fold] = (), h
     if folds:
         facts["folds"] = [how, *(_parts(records, number, fold) for number, fold in enumerate(folds, start=1))]
     columns = [f"columns {', '.join(records.unread_columns)}"] if records.unread_columns else []
-    others = [f"{count} files {suffix or 'without suffix'}" for suffix, count in sorted(records.ignored.items())]
-    facts["not read"] = [*columns, *records.left_out, *others] or "nothing was left out"
+    facts["not read"] = [*columns, *records.left_out] or "nothing was left out"
     facts["duplicates"] = _duplicates(records, folds)
     return facts
 

@@ -184,7 +184,13 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
       UsageError: they are fewer than a batch; or there are none.
       RunError: the processes of a run have different images or configurations.
     """
-    records = read_records(config.data, labelled=False, data_root=config.data_root)
+    records = read_records(
+        config.data,
+        labelled=False,
+        data_root=config.data_root,
+        path_column=config.path_column,
+        on_bad_file=config.on_bad_file,
+    )
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
     print(render(data_facts(records, headers)), flush=True)
     if len(records) < config.batch_size:

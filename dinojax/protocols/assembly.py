@@ -83,6 +83,9 @@ def read_cases(config: StudyConfig) -> Cases:
         group_regex=config.group_regex,
         positive_class=config.positive_class,
         uncertain=config.uncertain,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        on_bad_file=config.on_bad_file,
     )
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
     return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))

@@ -56,7 +56,7 @@ class Probe:
             two classes or patients, or not more than k images.
           RunError: files cannot be read and may not be left out.
         """
-        records, part = _training_part(_read(config), config)
+        records, part = _training_part(_read(config, on_bad_file), config)
         decoded = decode_all(
             records.take(_choose(records, config.images)),
             {"image": partial(geometry.square, size=size), "pixels": grey_pixels},
@@ -121,13 +121,22 @@ class Probe:
                 raise UsageError(f"probe.data {data}: all {count} images are of one {what}; at least two are needed")
 
 
-def _read(config: ProbeConfig) -> Records:
+def _read(config: ProbeConfig, on_bad_file: Literal["stop", "skip"]) -> Records:
     assert config.data is not None, "without data there is no probe"
     try:
-        records = read_records(config.data, labelled=True, data_root=config.data_root, group_regex=config.group_regex)
+        records = read_records(
+            config.data,
+            labelled=True,
+            positive_needed=False,
+            data_root=config.data_root,
+            path_column=config.path_column,
+            label_column=config.label_column,
+            group_regex=config.group_regex,
+            on_bad_file=on_bad_file,
+        )
     except RunError as error:
         # Named as the run's configuration names them.
-        message = re.sub(r"--(data|data_root|group_regex)\b", r"probe.\1", str(error))
+        message = re.sub(r"--(data|data_root|group_regex|path_column|label_column)\b", r"probe.\1", str(error))
         raise UsageError(message if message.startswith("probe.") else f"probe.data: {message}") from error
     if records.multilabel:
         raise UsageError(f"probe.data {config.data}: has several labels an image; the probe needs a column label")

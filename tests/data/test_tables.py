@@ -58,7 +58,10 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     assert records.labels is not None
     assert records.labels.dtype == np.float32
     np.testing.assert_array_equal(records.labels, [[1, 0], [0, np.nan], [np.nan, 1]])
-    assert records.summary() == "3 images; z 1 of 2 known, a 1 of 2 known"
+    assert records.summary().endswith(
+        "/manifest.csv: 3 images; z 1 of 2 known, a 1 of 2 known; "
+        "left out: 3 images that no table lists (such as 3.png)"
+    )
     label = ImageSource(records)[0]["label"]
     assert label.dtype == np.float32
     np.testing.assert_array_equal(label, [1, 0])
@@ -141,10 +144,13 @@ def test_missing_files_are_found_by_listing_and_singly(
     (tmp_path / "b").symlink_to(tmp_path / "a")
     there = ["a/1.png", "b/2.png", "a/link.png", "top.png", "./top.png", "a/../top.png", str(tmp_path / "a/1.png")]
     gone = ["a/3.png", "a/folder.png", "a/broken.png", "c/1.png", "/top.png", "1.png", "a/1.png/2.png"]
-    assert files.find_missing(tmp_path, there) == []
-    assert files.find_missing(tmp_path, [*gone, *there]) == list(range(len(gone)))
+    missing, inodes = files.look_up(tmp_path, there)
+    assert missing == []
+    top, first, second = ((tmp_path / name).stat().st_ino for name in ("top.png", "a/1.png", "a/2.png"))
+    assert inodes.tolist() == [first, second, top, top, top, top, first]
+    assert files.look_up(tmp_path, [*gone, *there])[0] == list(range(len(gone)))
     if not (tmp_path / "A/1.PNG").exists():  # a case-sensitive file system
-        assert files.find_missing(tmp_path, ["a/1.PNG", "A/1.png"]) == [0, 1]
+        assert files.look_up(tmp_path, ["a/1.PNG", "A/1.png"])[0] == [0, 1]
 
 
 def test_fold_files_may_have_several_labels(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dinojax.dino import assembly as pretraining
 from dinojax.models import create_transformer
 from dinojax.models.heads import Classifier
 from dinojax.models.store import write_model
-from dinojax.protocols import assembly
+from dinojax.protocols import assembly, recipes
 
 
 def write_classifier(directory: Path) -> Path:
@@ -36,6 +36,6 @@ def test_a_fine_tuned_classifier_as_a_starting_point_is_said_once(
     config = KNNConfig(data="x", out="y", init=init)
     backbone = assembly.make_backbone(config)
     assert capsys.readouterr().out == line
-    assert assembly.knn_recipe(config, backbone)["init"] == f"{init} (the backbone of {origin})"
+    assert recipes.common_recipe(config, backbone)["init"] == f"{init} (the backbone of {origin})"
     pretraining.make_backbone(PretrainConfig(data="x", out="y", init=init, crops=CropsConfig(28, local_size=14)))
     assert capsys.readouterr().out == line
