@@ -33,9 +33,10 @@ ROOMS: dict[str, set[str]] = {
     },
     "look": {"tree", "models", "augment.geometry", "data", "reporting", "protocols"},
     "dino.evaluators": {"tree", "protocols"},
+    "dino.facts": {"config", "costs", "models", "data", "dino"},
     "dino.assembly": {
         *("errors", "seeds", "config", "sharding", "processes", "models", "data", "augment", "dino"),
-        *("dino.evaluators", "protocols"),
+        *("dino.evaluators", "dino.facts", "protocols"),
     },
     "dino.monitor": {"errors", "tree", "runs", "runs.files", "dino", "dino.evaluators"},
     "dino.loop": {

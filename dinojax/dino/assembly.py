@@ -18,10 +18,11 @@ from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
-from dinojax.data.facts import data_facts, render
+from dinojax.data.facts import Facts, render
 from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
+from dinojax.dino.facts import machine_facts, run_facts
 from dinojax.dino.forward import Batch
 from dinojax.dino.health import Guard
 from dinojax.dino.masking import MaskPlan
@@ -53,6 +54,8 @@ class Pretraining(NamedTuple):
     """The device's half of the augmentation: uint8 views to the normalised ones."""
     source: ImageSource
     headers: Headers
+    facts: Facts
+    """How everything was understood, as far as it does not depend on the machine."""
     read_batches: Callable[[int], Iterator[pipeline.Batch]]
     """Yields this process' rows of every batch from a step on: uint8 views, masks, places of images in the records."""
     guard: Guard
@@ -63,26 +66,37 @@ class Pretraining(NamedTuple):
     """bool [steps]: after which steps the state is saved."""
 
 
-def assemble(config: PretrainConfig) -> Pretraining:
-    """Puts a run together: images, models, schedules, optimizer, step and evaluators."""
+def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
+    """Puts a run together: images, models, schedules, optimizer, step and evaluators; prints the block of facts.
+
+    Args:
+      config: of the run.
+      resuming: whether the state will be replaced by a saved one.
+    """
     mesh = sharding.make_mesh(config.batch_size, config.fsdp)
     backbone = make_backbone(config)
     source, headers = open_source(config, backbone.channels)
     timeline = make_timeline(config, len(source))
-    evaluators = make_evaluators(config, backbone, timeline)
+    evaluators, probe = make_evaluators(config, backbone, timeline)
     logged = np.any([every(timeline.steps, config.log_every), *(evaluator.due for evaluator in evaluators)], axis=0)
 
     forms: dict[str, HeadConfig | None] = {"dino_head": config.head}
     if config.loss.ibot_weight:  # without the term its head would have no use
         forms["ibot_head"] = config.ibot_head
     resumed = config.init if config.init_heads == "auto" else None
-    projections = make_projections(forms, backbone.width, resumed, config.seed)
+    projections, heads = make_projections(forms, backbone.width, resumed, config.seed)
     graphs, params = split_modules({"backbone": backbone, **projections})
     side, masking = config.crops.global_size // backbone.arguments.patch_size, config.masking
     masks = MaskPlan(2 * config.batch_size, (side, side), masking.probability, masking.ratio, config.groups)
     schedules = make_schedules(timeline, config.batch_size, config.optim, config.teacher)
     optimizer = make_optimizer(params, backbone.arguments.depth, schedules, timeline, config.optim)
     automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(automatic if config.precision == "auto" else config.precision)
+    heads = {} if resuming else heads
+    facts = run_facts(config, source.records, headers, backbone, heads, probe, timeline, dtype)
+    here = machine_facts(resuming, 4 * sum(array.nbytes for array in params.values()) / mesh.shape["fsdp"])
+    if jax.process_index() == 0:
+        print(render(facts | here), flush=True)
     train_step = make_train_step(
         graphs,
         optimizer,
@@ -92,7 +106,7 @@ def assemble(config: PretrainConfig) -> Pretraining:
         groups=config.groups,
         accumulate=config.accumulate,
         seed=derive(config.seed, "drop path"),
-        dtype=jnp.dtype(automatic if config.precision == "auto" else config.precision),
+        dtype=dtype,
         logged=logged,
     )
     state = sharding.put_state(mesh, init_state(params, optimizer))
@@ -134,6 +148,7 @@ def assemble(config: PretrainConfig) -> Pretraining:
         augment=augment,
         source=source,
         headers=headers,
+        facts=facts,
         read_batches=read_batches,
         guard=Guard(config.guard, config.head.prototypes, timeline.warmup),
         evaluators=evaluators,
@@ -170,7 +185,6 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
     """
     records = read_records(config.data, labelled=False, data_root=config.data_root)
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
-    print(render(data_facts(records, headers)), flush=True)
     if len(records) < config.batch_size:
         what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
         raise UsageError(f"{what}; lower it")
@@ -207,11 +221,11 @@ def make_timeline(config: PretrainConfig, images: int) -> Timeline:
     )
 
 
-def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline) -> tuple[Evaluator, ...]:
-    """What measures the teacher, of the model's kind: the k-NN probe, where its section names a data set."""
+def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline) -> tuple[tuple[Evaluator, ...], str]:
+    """What measures the teacher, and a line on it: the k-NN probe, where its section names a data set."""
     section = config.probe
     if section.data is None:
-        return ()
+        return (), ""
     probe = Probe(
         model,
         section.data,
@@ -223,9 +237,8 @@ def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline)
         on_bad_file=config.on_bad_file,
         threads=config.threads,
     )
-    print(probe.summary)
     due = every(timeline.steps, section.every or timeline.steps_per_epoch)
-    return (knn_evaluator(probe, due, section.stop_below),)
+    return (knn_evaluator(probe, due, section.stop_below),), probe.summary
 
 
 def add_masks(plan: MaskPlan, seed: int, part: tuple[int, int], batch: pipeline.Batch, step: int) -> pipeline.Batch:

@@ -21,7 +21,7 @@ from dinojax.look import sheets
 from dinojax.reporting import plots
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import check_config, lock, pin_data, write_config
-from dinojax.runs.files import reason
+from dinojax.runs.files import read_json, reason, write_json
 from dinojax.runs.metrics import MetricsLog, read_metrics
 
 
@@ -35,7 +35,9 @@ def main(config: PretrainConfig) -> Path:
 def pretrain(config: PretrainConfig, lead: bool) -> None:
     """One process of a run; the lead process writes everything but the others' shares of the checkpoints."""
     out, accepted = Path(config.out), parser.names(config.accept_changes)
-    run = assembly.assemble(config)
+    run = assembly.assemble(config, resuming=any((out / "checkpoints").glob("[0-9]*")))
+    if config.check:
+        return
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
     paths = source.records.paths.tolist()
 
@@ -67,6 +69,8 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         log = None
         if lead:
             write_config(config, out, start)
+            known = read_json(out / "facts.json") if resumed and (out / "facts.json").exists() else {}
+            write_json(out / "facts.json", known | run.facts)
             (out / "figures").mkdir(exist_ok=True)
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
             stack.callback(leave_figures, out, config, lambda: [*run.headers.bad, *source.skipped])
