@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinojax import processes, sharding
+from dinojax import costs, processes, sharding
 from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PretrainConfig
@@ -26,6 +27,7 @@ from dinojax.dino.facts import machine_facts, run_facts
 from dinojax.dino.forward import Batch
 from dinojax.dino.health import Guard
 from dinojax.dino.masking import MaskPlan
+from dinojax.dino.memory import Need, check_memory, compiled_need, lower_bound, state_bytes
 from dinojax.dino.modules import make_projections, resample_positions
 from dinojax.dino.state import Timeline, TrainState, init_state, make_optimizer, make_schedules, split_modules
 from dinojax.dino.step import make_train_step
@@ -49,7 +51,9 @@ class Pretraining(NamedTuple):
     state: TrainState
     """Spread over the mesh; before the first step."""
     step: Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
-    """Compiled; destroys the state that it is given."""
+    """Destroys the state that it is given; see `compile_step`."""
+    free_gib: float
+    """Memory that was free before the run had any."""
     augment: Callable[[DeviceBatch], Batch]
     """The device's half of the augmentation: uint8 views to the normalised ones."""
     source: ImageSource
@@ -73,7 +77,7 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
       config: of the run.
       resuming: whether the state will be replaced by a saved one.
     """
-    mesh = sharding.make_mesh(config.batch_size, config.fsdp)
+    mesh, free = sharding.make_mesh(config.batch_size, config.fsdp), costs.memory_gib()
     backbone = make_backbone(config)
     source, headers = open_source(config, backbone.channels)
     timeline = make_timeline(config, len(source))
@@ -94,9 +98,10 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
     dtype = jnp.dtype(automatic if config.precision == "auto" else config.precision)
     heads = {} if resuming else heads
     facts = run_facts(config, source.records, headers, backbone, heads, probe, timeline, dtype)
-    here = machine_facts(resuming, 4 * sum(array.nbytes for array in params.values()) / mesh.shape["fsdp"])
+    need = least_memory(config, backbone, state_bytes(params), dtype)
     if jax.process_index() == 0:
-        print(render(facts | here), flush=True)
+        print(render(facts | machine_facts(resuming, need.total)), flush=True)
+    check_memory(need, free, config.batch_size, batch_multiple(config), least=True)
     train_step = make_train_step(
         graphs,
         optimizer,
@@ -144,6 +149,7 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
         backbone=backbone,
         timeline=timeline,
         state=state,
+        free_gib=free,
         step=jax.jit(step, donate_argnums=0, out_shardings=placed),
         augment=augment,
         source=source,
@@ -155,6 +161,51 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
         logged=logged,
         saved=every(timeline.steps, config.checkpoint_every),
     )
+
+
+def compile_step(run: Pretraining, config: PretrainConfig) -> Pretraining:
+    """The run with its step compiled, which is what it then takes; prints how much memory a step needs.
+
+    Raises:
+      UsageError: there is not as much.
+    """
+    print("compiling the training step", flush=True)
+    lowered = run.step.lower(run.state, batch_shapes(run, config))  # type: ignore[attr-defined]
+    compiled, devices = lowered.compile(), jax.local_device_count()
+    state = devices * state_bytes(run.state.student) / run.mesh.shape["fsdp"]
+    if need := compiled_need(compiled, state, devices):
+        told = check_memory(need, run.free_gib, config.batch_size, batch_multiple(config))
+        print(f"memory: {told}", flush=True)
+    return run._replace(step=compiled)
+
+
+def batch_shapes(run: Pretraining, config: PretrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch on the devices is like, found without reading one."""
+    image = np.zeros((8, 8, run.source.channels), np.uint8)
+    element = multicrop({"image": image, "index": np.int32(0)}, np.random.default_rng(0), config.crops)
+    element |= {"place": np.uint32(0), "stop": np.bool_(False)}
+    if config.loss.ibot_weight:
+        side = config.crops.global_size // run.backbone.arguments.patch_size
+        element["masks"] = np.zeros((2, side**2), bool)
+    spread = sharding.batch_sharding(run.mesh)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *np.shape(value)), value.dtype, sharding=spread)
+        for name, value in element.items()
+    }
+
+
+def least_memory(config: PretrainConfig, backbone: VisionTransformer, state: float, dtype: np.dtype) -> Need:
+    """A bound of what the step needs on the devices of this process, from a state of so many bytes."""
+    here, crops = jax.local_device_count(), config.crops
+    images = config.batch_size * here / jax.device_count() / config.accumulate
+    sizes = ((2, crops.global_size), (crops.locals, crops.local_size))
+    share = here / (config.fsdp or jax.device_count())
+    return lower_bound(share * state, backbone.arguments, images, sizes, dtype.itemsize)
+
+
+def batch_multiple(config: PretrainConfig) -> int:
+    """What a batch size of this run has to be a multiple of."""
+    return math.lcm(jax.device_count(), config.groups)
 
 
 def make_backbone(config: PretrainConfig) -> VisionTransformer:

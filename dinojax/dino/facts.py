@@ -8,6 +8,7 @@ from dinojax.config.pretrain import PretrainConfig
 from dinojax.data.decode import Headers
 from dinojax.data.facts import Facts, data_facts
 from dinojax.data.records import Records
+from dinojax.dino.memory import gib
 from dinojax.dino.state import Timeline
 from dinojax.models import Backbone
 from dinojax.models.description import describe_model
@@ -50,8 +51,7 @@ def run_facts(
     return facts
 
 
-def machine_facts(resuming: bool, state_bytes: float) -> Facts:
-    """Facts of this machine and this start of the run."""
+def machine_facts(resuming: bool, needed: float) -> Facts:
+    """Facts of this machine and this start of the run, which needs so many bytes at least."""
     heads: Facts = {"heads": "those of the run that resumes"} if resuming else {}
-    needed = f"{state_bytes / 2**30:.2g} GiB for student, teacher and optimizer on each device; activations come on top"
-    return heads | {"machine": costs.machine(), "memory": needed}
+    return heads | {"machine": costs.machine(), "memory": f"at least {gib(needed)} for a training step"}

@@ -23,10 +23,10 @@ from flax import nnx
 from PIL import Image
 
 import dinojax
-from dinojax import progress, sharding, tree
+from dinojax import costs, progress, sharding, tree
 from dinojax.config.parser import parse
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.dino import assembly
+from dinojax.dino import assembly, memory
 from dinojax.dino.assembly import Pretraining
 from dinojax.dino.evaluators import Evaluator, every
 from dinojax.dino.state import TrainState
@@ -118,9 +118,36 @@ def test_the_block_of_facts_stands_before_a_run_and_check_stops_there(
     assert re.search(r"^precision: +matrix products float32", shown, re.M)
     assert re.search(r"^work: +6 steps of 8 images \(each image 2 times\); crops of 56 pixels × 2", shown, re.M)
     assert re.search(r"^memory: .* GiB", shown, re.M)
+    assert re.search(r"^memory: needs about .* GiB of .* GiB free$", shown, re.M)
     assert "steps of 8 images on" not in shown
     assert kept["images"].startswith("24; 24 headers checked")
     assert kept.keys() == {*("read as", "images", "not read", "duplicates"), *FACTS}
+
+
+def test_a_step_that_needs_more_memory_than_there_is_is_refused_before_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assembled: Pretraining
+) -> None:
+    """By a bound before anything is compiled, and by the plan of the program that would have run."""
+    given = command(images, tmp_path / "run")
+    config = parse(PretrainConfig, given, "pretrain")
+    run = assembly.compile_step(assembled, config)
+    assert isinstance(run.step, jax.stages.Compiled)
+    small = (jax.local_device_count() * memory.state_bytes(run.state.student)) / 2**30
+    bound = assembly.least_memory(config, run.backbone, memory.state_bytes(run.state.student), np.dtype("float32"))
+    need = memory.compiled_need(run.step, bound.fixed, jax.local_device_count())
+    assert need is not None
+    assert small <= bound.total / 2**30 < need.total / 2**30
+    told = r"a training step of 8 images needs {} .* GiB of .* GiB free; .*batch_size.*accumulate.*loop_blocks.*fsdp"
+    monkeypatch.setattr(costs, "memory_gib", lambda: small)
+    monkeypatch.setattr(assembly, "compile_step", None)
+    with pytest.raises(UsageError, match=told.format("at least")):
+        run_verb(["pretrain", *given])
+    monkeypatch.undo()
+    monkeypatch.setattr(costs, "memory_gib", lambda: (bound.total + need.total) / 2**31)
+    with pytest.raises(UsageError, match=told.format("about")) as caught:
+        run_verb(["pretrain", *given])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_probe_is_in_the_metrics_where_it_is_due(finished: Path) -> None:
@@ -227,17 +254,17 @@ def test_model_best_is_the_teacher_of_the_best_score(
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int, change: Callable[[TrainState], TrainState]) -> None:
     """Changes the state of a run before its step `at`."""
-    assemble = assembly.assemble
+    compile_step = assembly.compile_step
 
-    def spoiled(config: PretrainConfig, resuming: bool) -> Pretraining:
-        run = assemble(config, resuming)
+    def spoiled(run: Pretraining, config: PretrainConfig) -> Pretraining:
+        run = compile_step(run, config)
 
         def step(state: TrainState, batch: Any) -> Any:
             return run.step(change(state) if int(state.step) == at - 1 else state, batch)
 
         return run._replace(step=step)
 
-    monkeypatch.setattr(assembly, "assemble", spoiled)
+    monkeypatch.setattr(assembly, "compile_step", spoiled)
 
 
 def test_a_run_that_failed_resumes_from_its_last_good_state(
