@@ -33,17 +33,19 @@ ROOMS: dict[str, set[str]] = {
     },
     "look": {"tree", "models", "augment.geometry", "data", "reporting", "protocols"},
     "dino.evaluators": {"tree", "protocols"},
+    "dino.facts": {"config", "costs", "models", "data", "dino"},
     "dino.assembly": {
-        *("errors", "seeds", "config", "sharding", "processes", "models", "data", "augment", "dino"),
-        *("dino.evaluators", "protocols"),
+        *("errors", "seeds", "config", "costs", "sharding", "processes", "models", "data", "augment", "dino"),
+        *("dino.evaluators", "dino.facts", "protocols"),
     },
     "dino.monitor": {"errors", "tree", "runs", "runs.files", "dino", "dino.evaluators"},
     "dino.loop": {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
+    "dino.outputs": {"errors", "config", "data", "reporting", "runs.files"},
     "verbs": {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "reporting"),
-        *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop", "runs.files"),
+        *("protocols", "look", "dino.assembly", "dino.monitor", "dino.outputs", "dino.loop", "runs.files"),
     },
     "api": {"config", "verbs"},
     "dinojax": {"models", "api"},  # the package itself: its public interface

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -12,19 +13,21 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinojax import processes, sharding
+from dinojax import costs, processes, sharding
 from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PhotometryConfig, PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
-from dinojax.data.facts import data_facts, render
+from dinojax.data.facts import Facts, render
 from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
+from dinojax.dino.facts import machine_facts, run_facts
 from dinojax.dino.forward import Batch
 from dinojax.dino.health import Guard
 from dinojax.dino.masking import MaskPlan
+from dinojax.dino.memory import Need, check_memory, compiled_need, lower_bound, state_bytes
 from dinojax.dino.modules import make_projections, resample_positions
 from dinojax.dino.state import Timeline, TrainState, init_state, make_optimizer, make_schedules, split_modules
 from dinojax.dino.step import make_train_step
@@ -49,11 +52,15 @@ class Pretraining(NamedTuple):
     state: TrainState
     """Spread over the mesh; before the first step."""
     step: Callable[[TrainState, DeviceBatch], tuple[TrainState, dict[str, jax.Array]]]
-    """Compiled; destroys the state that it is given."""
+    """Destroys the state that it is given; see `compile_step`."""
+    free_gib: float
+    """Memory that was free before the run had any."""
     augment: Callable[[DeviceBatch], Batch]
     """The device's half of the augmentation: uint8 views to the normalised ones."""
     source: ImageSource
     headers: Headers
+    facts: Facts
+    """How everything was understood, as far as it does not depend on the machine."""
     read_batches: Callable[[int], Iterator[pipeline.Batch]]
     """Yields this process' rows of every batch from a step on: uint8 views, masks, places of images in the records."""
     guard: Guard
@@ -64,26 +71,38 @@ class Pretraining(NamedTuple):
     """bool [steps]: after which steps the state is saved."""
 
 
-def assemble(config: PretrainConfig) -> Pretraining:
-    """Puts a run together: images, models, schedules, optimizer, step and evaluators."""
-    mesh = sharding.make_mesh(config.batch_size, config.fsdp)
+def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
+    """Puts a run together: images, models, schedules, optimizer, step and evaluators; prints the block of facts.
+
+    Args:
+      config: of the run.
+      resuming: whether the state will be replaced by a saved one.
+    """
+    mesh, free = sharding.make_mesh(config.batch_size, config.fsdp), costs.memory_gib()
     backbone = make_backbone(config)
     source, headers = open_source(config, backbone.channels)
     timeline = make_timeline(config, len(source))
-    evaluators = make_evaluators(config, backbone, timeline)
+    evaluators, probe = make_evaluators(config, backbone, timeline)
     logged = np.any([every(timeline.steps, config.log_every), *(evaluator.due for evaluator in evaluators)], axis=0)
 
     forms: dict[str, HeadConfig | None] = {"dino_head": config.head}
     if config.loss.ibot_weight:  # without the term its head would have no use
         forms["ibot_head"] = config.ibot_head
     resumed = config.init if config.init_heads == "auto" else None
-    projections = make_projections(forms, backbone.width, resumed, config.seed)
+    projections, heads = make_projections(forms, backbone.width, resumed, config.seed)
     graphs, params = split_modules({"backbone": backbone, **projections})
     side, masking = config.crops.global_size // backbone.arguments.patch_size, config.masking
     masks = MaskPlan(2 * config.batch_size, (side, side), masking.probability, masking.ratio, config.groups)
     schedules = make_schedules(timeline, config.batch_size, config.optim, config.teacher)
     optimizer = make_optimizer(params, backbone.arguments.depth, schedules, timeline, config.optim)
     automatic = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(automatic if config.precision == "auto" else config.precision)
+    heads = {} if resuming else heads
+    facts = run_facts(config, source.records, headers, backbone, heads, probe, timeline, dtype)
+    need = least_memory(config, backbone, state_bytes(params), dtype)
+    if jax.process_index() == 0:
+        print(render(facts | machine_facts(resuming, need.total)), flush=True)
+    check_memory(need, free, config.batch_size, batch_multiple(config), least=True)
     train_step = make_train_step(
         graphs,
         optimizer,
@@ -93,7 +112,7 @@ def assemble(config: PretrainConfig) -> Pretraining:
         groups=config.groups,
         accumulate=config.accumulate,
         seed=derive(config.seed, "drop path"),
-        dtype=jnp.dtype(automatic if config.precision == "auto" else config.precision),
+        dtype=dtype,
         logged=logged,
     )
     state = sharding.put_state(mesh, init_state(params, optimizer))
@@ -129,10 +148,12 @@ def assemble(config: PretrainConfig) -> Pretraining:
         backbone=backbone,
         timeline=timeline,
         state=state,
+        free_gib=free,
         step=jax.jit(step, donate_argnums=0, out_shardings=placed),
         augment=augment,
         source=source,
         headers=headers,
+        facts=facts,
         read_batches=read_batches,
         guard=Guard(config.guard, config.head.prototypes, timeline.warmup),
         evaluators=evaluators,
@@ -154,6 +175,51 @@ def input_views(batch: Mapping[str, jax.Array], key: jax.Array, photometry: Phot
         "locals": model_input(views[1], model),
         "masks": batch.get("masks"),
     }
+
+
+def compile_step(run: Pretraining, config: PretrainConfig) -> Pretraining:
+    """The run with its step compiled, which is what it then takes; prints how much memory a step needs.
+
+    Raises:
+      UsageError: there is not as much.
+    """
+    print("compiling the training step", flush=True)
+    lowered = run.step.lower(run.state, batch_shapes(run, config))  # type: ignore[attr-defined]
+    compiled, devices = lowered.compile(), jax.local_device_count()
+    state = devices * state_bytes(run.state.student) / run.mesh.shape["fsdp"]
+    if need := compiled_need(compiled, state, devices):
+        told = check_memory(need, run.free_gib, config.batch_size, batch_multiple(config))
+        print(f"memory: {told}", flush=True)
+    return run._replace(step=compiled)
+
+
+def batch_shapes(run: Pretraining, config: PretrainConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch on the devices is like, found without reading one."""
+    image = np.zeros((8, 8, run.source.channels), np.uint8)
+    element = multicrop({"image": image, "index": np.int32(0)}, np.random.default_rng(0), config.crops)
+    element |= {"place": np.uint32(0), "stop": np.bool_(False)}
+    if config.loss.ibot_weight:
+        side = config.crops.global_size // run.backbone.arguments.patch_size
+        element["masks"] = np.zeros((2, side**2), bool)
+    spread = sharding.batch_sharding(run.mesh)
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *np.shape(value)), value.dtype, sharding=spread)
+        for name, value in element.items()
+    }
+
+
+def least_memory(config: PretrainConfig, backbone: VisionTransformer, state: float, dtype: np.dtype) -> Need:
+    """A bound of what the step needs on the devices of this process, from a state of so many bytes."""
+    here, crops = jax.local_device_count(), config.crops
+    images = config.batch_size * here / jax.device_count() / config.accumulate
+    sizes = ((2, crops.global_size), (crops.locals, crops.local_size))
+    share = here / (config.fsdp or jax.device_count())
+    return lower_bound(share * state, backbone.arguments, images, sizes, dtype.itemsize)
+
+
+def batch_multiple(config: PretrainConfig) -> int:
+    """What a batch size of this run has to be a multiple of."""
+    return math.lcm(jax.device_count(), config.groups)
 
 
 def make_backbone(config: PretrainConfig) -> VisionTransformer:
@@ -192,7 +258,6 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
         on_bad_file=config.on_bad_file,
     )
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
-    print(render(data_facts(records, headers)), flush=True)
     if len(records) < config.batch_size:
         what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
         raise UsageError(f"{what}; lower it")
@@ -229,16 +294,15 @@ def make_timeline(config: PretrainConfig, images: int) -> Timeline:
     )
 
 
-def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline) -> tuple[Evaluator, ...]:
-    """What measures the teacher, of the model's kind: the k-NN probe, where its section names a data set."""
+def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline) -> tuple[tuple[Evaluator, ...], str]:
+    """What measures the teacher, and a line on it: the k-NN probe, where its section names a data set."""
     section = config.probe
     if section.data is None:
-        return ()
+        return (), ""
     size, threads = config.crops.global_size, config.threads
     probe = Probe(model, section, size=size, on_bad_file=config.on_bad_file, threads=threads)
-    print(probe.summary)
     due = every(timeline.steps, section.every or timeline.steps_per_epoch)
-    return (knn_evaluator(probe, due, section.stop_below),)
+    return (knn_evaluator(probe, due, section.stop_below),), probe.summary
 
 
 def add_masks(plan: MaskPlan, seed: int, part: tuple[int, int], batch: pipeline.Batch, step: int) -> pipeline.Batch:

@@ -75,7 +75,7 @@ class Probe:
         classes = ", ".join(f"{count} {name}" for count, name in counts)
         named = kept.patients is not None
         known = f"{self.groups.max() + 1} patients" if named else "no patients known, every image is its own"
-        self.summary = f"probe: {len(kept)} of {len(records)} images of {part}; {classes}; {known}"
+        self.summary = f"{len(kept)} of {len(records)} images of {part}; {classes}; {known}"
         # Every process does all of it on its own devices, so that none waits for another.
         self._features = FeatureRunner(model, pooled, min(_BATCH, len(kept)) * jax.local_device_count())
 

@@ -12,7 +12,8 @@ from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
 from dinojax.data.facts import Facts, data_facts
 from dinojax.data.splits import describe_folds
-from dinojax.models import ARGUMENTS, Backbone
+from dinojax.models import Backbone
+from dinojax.models.description import describe_model, model_name
 from dinojax.models.heads import Classifier
 from dinojax.models.store import classifier_origin
 from dinojax.protocols.assembly import Cases
@@ -89,21 +90,16 @@ def _case_facts(config: StudyConfig, cases: Cases, backbone: Backbone) -> Facts:
 
 
 def _model_fact(config: StudyConfig, backbone: Backbone) -> str:
-    recipe = common_recipe(config, backbone)
-    count = sum(array.size for array in tree.weights(backbone).values())
-    colours = {1: "grey", 3: backbone.preprocessing.order}[backbone.channels]
-    reads = f"{colours} images of {recipe['image_size']} pixels, normalisation {config.normalisation}"
-    return f"{recipe['model']} of {recipe['init']}: {count:,} parameters; reads {reads}"
+    described = describe_model(backbone, config.init or "random weights", backbone.preprocessing.size)
+    return f"{described}, normalisation {config.normalisation}"
 
 
 def common_recipe(config: StudyConfig, backbone: Backbone) -> dict[str, int | float | str]:
     """What any protocol's recipe says of the model."""
-    form, published = dataclasses.asdict(backbone.arguments), dataclasses.asdict(ARGUMENTS[backbone.name])
     origin = classifier_origin(config.init) if config.init else None
-    own = ", ".join(f"{name} {_text(value)}" for name, value in form.items() if value != published[name])
     return {
         "init": (config.init or "random weights") + (f" (the backbone of {origin})" if origin else ""),
-        "model": backbone.name + (f" ({own})" if own else ""),
+        "model": model_name(backbone),
         "image_size": backbone.preprocessing.size,
         "normalisation": config.normalisation,
     }

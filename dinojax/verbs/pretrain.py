@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,17 +10,16 @@ from dinojax import processes, sharding, tree
 from dinojax.config import parser
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.decode import list_skipped
 from dinojax.dino import assembly
 from dinojax.dino.loop import teacher_params, train
 from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
-from dinojax.errors import RunError, UsageError
+from dinojax.dino.outputs import leave_figures
+from dinojax.errors import UsageError
 from dinojax.look import sheets
-from dinojax.reporting import plots
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import check_config, lock, pin_data, write_config
-from dinojax.runs.files import reason
+from dinojax.runs.files import read_json, write_json
 from dinojax.runs.metrics import MetricsLog, read_metrics
 
 
@@ -35,7 +33,11 @@ def main(config: PretrainConfig) -> Path:
 def pretrain(config: PretrainConfig, lead: bool) -> None:
     """One process of a run; the lead process writes everything but the others' shares of the checkpoints."""
     out, accepted = Path(config.out), parser.names(config.accept_changes)
-    run = assembly.assemble(config)
+    check_config(config, out, accepted)
+    run = assembly.assemble(config, resuming=any((out / "checkpoints").glob("[0-9]*")))
+    run = assembly.compile_step(run, config)
+    if config.check:
+        return
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
     paths = source.records.paths.tolist()
 
@@ -50,7 +52,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             sheets.crop_sheet(*crops, run.backbone.preprocessing, out / "figures" / "crops.png")
 
     with lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
-        check_config(config, out, accepted)
         if lead:
             pin_data(out, paths, accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
@@ -67,14 +68,18 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         log = None
         if lead:
             write_config(config, out, start)
+            known = read_json(out / "facts.json") if resumed and (out / "facts.json").exists() else {}
+            write_json(out / "facts.json", known | run.facts)
             (out / "figures").mkdir(exist_ok=True)
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
             stack.callback(leave_figures, out, config, lambda: [*run.headers.bad, *source.skipped])
         size = config.batch_size
         monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators)
         monitor.replay(read_metrics(out / "metrics.jsonl") if resumed else [], start)
-        note = f"resuming after step {start}" if start else "the first one compiles"
-        print(f"{steps} steps of {size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
+        print(
+            f"{steps} steps of {size} images on {mesh.size} {jax.default_backend()} device(s)"
+            + (f"; resuming after step {start}" if start else "")
+        )
 
         left = itertools.islice(run.read_batches(start), steps - start)
         batches = pipeline.prefetch(left, lambda batch: (sharding.put_batch(mesh, batch), batch["index"]))
@@ -82,13 +87,3 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         state = train(run, state, batches, monitor, checkpoints, show=show, save_best=save)
         save(teacher_params(mesh, state), steps, "model")
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")
-
-
-def leave_figures(out: Path, config: PretrainConfig, skipped: Callable[[], list[tuple[str, str]]]) -> None:
-    """Draws the curves and lists the files that were skipped; a failure here must not hide an error of the run."""
-    try:
-        curves = out / "figures" / "curves.png"
-        plots.plot_metrics(out / "metrics.jsonl", curves, config.head.prototypes, config.loss.dino_weight)
-        list_skipped(skipped(), out / "skipped_files.csv")
-    except (OSError, RunError) as error:
-        print(f"the curves in {out / 'figures'} or skipped_files.csv are out of date: {reason(error)}")

@@ -6,6 +6,7 @@ All runs have the same shapes and, where they can, the same program, which is co
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,10 +23,10 @@ from flax import nnx
 from PIL import Image
 
 import dinojax
-from dinojax import progress, sharding, tree
+from dinojax import costs, progress, sharding, tree
 from dinojax.config.parser import parse
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.dino import assembly
+from dinojax.dino import assembly, memory
 from dinojax.dino.assembly import Pretraining
 from dinojax.dino.evaluators import Evaluator, every
 from dinojax.dino.state import TrainState
@@ -54,6 +55,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shape = (60, 70) if number % 2 else (64, 64, 3)
             Image.fromarray(rng.integers(low, low + 130, shape, np.uint8)).save(folder / name / f"{number}.jpg")
     return folder
+
+
+FACTS = ("model", "heads", "probe", "precision", "work")
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
@@ -99,6 +103,51 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
     assert model(x).pooled.shape == (1, 32)
     assert model.preprocessing.size == 56
     assert model.arguments.drop_path == 0
+
+
+def test_the_block_of_facts_stands_before_a_run_and_check_stops_there(
+    images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_verb(["pretrain", *command(images, tmp_path / "run", *probe(images)), "--check", "true"])
+    shown, kept = capsys.readouterr().out, json.loads((finished / "facts.json").read_text())
+    assert not (tmp_path / "run").exists()
+    assert re.search(
+        r"^model: +vitt14 \(width 32, depth 1, .*\) of random weights: [\d,]+ parameters; reads RGB", shown, re.M
+    )
+    assert re.search(r"^heads: +dino_head: new, with random weights$", shown, re.M)
+    assert re.search(r"^precision: +matrix products float32", shown, re.M)
+    assert re.search(r"^work: +6 steps of 8 images \(each image 2 times\); crops of 56 pixels × 2", shown, re.M)
+    assert re.search(r"^memory: .* GiB", shown, re.M)
+    assert re.search(r"^memory: needs about .* GiB of .* GiB free$", shown, re.M)
+    assert "steps of 8 images on" not in shown
+    assert kept["images"].startswith("24; 24 headers checked")
+    assert kept.keys() == {*("read as", "images", "not read", "duplicates"), *FACTS}
+
+
+def test_a_step_that_needs_more_memory_than_there_is_is_refused_before_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assembled: Pretraining
+) -> None:
+    """By a bound before anything is compiled, and by the plan of the program that would have run."""
+    given = command(images, tmp_path / "run")
+    config = parse(PretrainConfig, given, "pretrain")
+    run = assembly.compile_step(assembled, config)
+    assert isinstance(run.step, jax.stages.Compiled)
+    small = (jax.local_device_count() * memory.state_bytes(run.state.student)) / 2**30
+    bound = assembly.least_memory(config, run.backbone, memory.state_bytes(run.state.student), np.dtype("float32"))
+    need = memory.compiled_need(run.step, bound.fixed, jax.local_device_count())
+    assert need is not None
+    assert small <= bound.total / 2**30 < need.total / 2**30
+    told = r"a training step of 8 images needs {} .* GiB of .* GiB free; .*batch_size.*accumulate.*loop_blocks.*fsdp"
+    monkeypatch.setattr(costs, "memory_gib", lambda: small)
+    monkeypatch.setattr(assembly, "compile_step", None)
+    with pytest.raises(UsageError, match=told.format("at least")):
+        run_verb(["pretrain", *given])
+    monkeypatch.undo()
+    monkeypatch.setattr(costs, "memory_gib", lambda: (bound.total + need.total) / 2**31)
+    with pytest.raises(UsageError, match=told.format("about")) as caught:
+        run_verb(["pretrain", *given])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_probe_is_in_the_metrics_where_it_is_due(finished: Path) -> None:
@@ -193,7 +242,7 @@ def test_model_best_is_the_teacher_of_the_best_score(
     """By an evaluator that neither the monitor nor the loop knows."""
     scores = Scores(0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6)
     evaluator = Evaluator("rehearsal", every(6, 1), scores, scores, score="rehearsed")
-    monkeypatch.setattr(assembly, "make_evaluators", lambda *given: (evaluator,))
+    monkeypatch.setattr(assembly, "make_evaluators", lambda *given: ((evaluator,), "rehearsal"))
     run_verb(["pretrain", *command(images, tmp_path, "--keep_checkpoints", "1")])
     assert [line["rehearsed"] for line in metrics(tmp_path)] == [0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6]
     assert read_description(tmp_path / "model_best")["source"]["step"] == "2"
@@ -205,17 +254,17 @@ def test_model_best_is_the_teacher_of_the_best_score(
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int, change: Callable[[TrainState], TrainState]) -> None:
     """Changes the state of a run before its step `at`."""
-    assemble = assembly.assemble
+    compile_step = assembly.compile_step
 
-    def spoiled(config: PretrainConfig) -> Pretraining:
-        run = assemble(config)
+    def spoiled(run: Pretraining, config: PretrainConfig) -> Pretraining:
+        run = compile_step(run, config)
 
         def step(state: TrainState, batch: Any) -> Any:
             return run.step(change(state) if int(state.step) == at - 1 else state, batch)
 
         return run._replace(step=step)
 
-    monkeypatch.setattr(assembly, "assemble", spoiled)
+    monkeypatch.setattr(assembly, "compile_step", spoiled)
 
 
 def test_a_run_that_failed_resumes_from_its_last_good_state(
@@ -271,6 +320,9 @@ def test_continuing_a_model_keeps_its_form_and_its_head(
     given = command(images, tmp_path, "--init", str(finished / "model"), "--steps", "1")
     run_verb(["pretrain", *given, "--model.width", "64", "--loss.ibot_weight", "0"])
     assert f"dino_head: continues that of {finished / 'model'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "facts.json").read_text())["heads"] == [
+        f"dino_head: continues that of {finished / 'model'}"
+    ]
     assert dinojax.load_model(tmp_path / "model").width == 32
     assert metrics(tmp_path)[0]["ibot"] == 0
 
