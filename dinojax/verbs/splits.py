@@ -6,7 +6,7 @@ from pathlib import Path
 from dinojax.config.splits import SplitsConfig
 from dinojax.data.decode import check_headers
 from dinojax.data.facts import data_facts, render
-from dinojax.data.fold_files import find_fold_files, write_fold_files
+from dinojax.data.fold_files import fold_tables, write_fold_files
 from dinojax.data.reading import read_records
 from dinojax.data.splits import cases_table, describe_folds, make_folds
 from dinojax.errors import UsageError
@@ -15,8 +15,8 @@ from dinojax.errors import UsageError
 def main(config: SplitsConfig) -> Path:
     """Divides a data set, whatever parts it brings along, and writes the fold files."""
     out = Path(config.out)
-    if find_fold_files(out):
-        raise UsageError(f"{out / 'dataframe'} holds fold files already; remove them, or name another --out")
+    if fold_tables(out):
+        raise UsageError(f"{out / 'dataframe'} holds tables already; remove them, or name another --out")
     records = read_records(
         config.data,
         labelled=True,

@@ -27,7 +27,7 @@ def test_runs_read_the_folds_that_were_written(tmp_path: Path, capsys: pytest.Ca
         assert len(fold.train) + len(fold.val) + len(fold.test) == 24
         tested += [records.file(place).resolve() for place in fold.test]
     assert sorted(tested) == sorted(before.file(place).resolve() for place in range(24))
-    with pytest.raises(UsageError, match="holds fold files already"):
+    with pytest.raises(UsageError, match="holds tables already"):
         run_verb(given)
 
 
