@@ -13,7 +13,7 @@ from dinojax.reporting.statistics import mean_and_sd_text
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
 _KEY = ("task", "starting point", "protocol", "seed")
-_FOLDS_A_TABLE = 8
+_FOLDS_A_TABLE, _RUNS_A_TABLE = 8, 5  # as a page of 1,000 px has room for
 _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
@@ -156,7 +156,7 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
         counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name} (positive)"
     blocks: list[Block] = [Heading(2, task), f"{counts}."]
     if len(asked) > 1:
-        blocks.append(_questions_table(shown))
+        blocks += _questions_tables(shown)
     blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
     facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
@@ -173,17 +173,21 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     return [*blocks, Table(header, rows), note]
 
 
-def _questions_table(runs: Sequence[Result]) -> Table:
-    """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
-    header = ["label", "known", "positive", *run_names(runs)]
-    rows = [
-        [
-            *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
-            *(mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs),
+def _questions_tables(runs: Sequence[Result]) -> list[Table]:
+    """A row for each label, or for each class against the rest: its cases, and the AUC of every run, some a table."""
+    asked, names = questions(runs[0].test, runs[0].classes), run_names(runs)
+    tables = []
+    for first in range(0, len(runs), _RUNS_A_TABLE):
+        part = slice(first, first + _RUNS_A_TABLE)
+        rows = [
+            [
+                *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
+                *(mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs[part]),
+            ]
+            for question in asked
         ]
-        for question in questions(runs[0].test, runs[0].classes)
-    ]
-    return Table(header, rows)
+        tables.append(Table(["label", "known", "positive", *names[part]], rows))
+    return tables
 
 
 def _undefined(run: Result) -> list[str]:

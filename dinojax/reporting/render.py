@@ -39,7 +39,8 @@ h1, h2, h3, p, figcaption { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
-th, td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; }
+td:not(.number):not(:empty) { min-width: 5em; }
 th { border-bottom: 2px solid #888; min-width: 2.5rem; overflow-wrap: break-word; }
 .number { white-space: nowrap; overflow-wrap: normal; }
 figure { margin: 1.5rem 0; }

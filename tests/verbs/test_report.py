@@ -238,6 +238,26 @@ def test_two_runs_of_one_name_can_be_told_apart(data: Path, tmp_path: Path) -> N
     assert [row["starting_point"] for row in table[:2]] == ["before", "after"]
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_ugly_names_and_many_starting_points_make_a_page(tmp_path: Path) -> None:
+    labels = ("a label of many words and_underscores", "Ödem", "w" * 80, "$x$", "乳腺", "rare")
+    data = write_multilabel_task(tmp_path / "data", labels, cases=60)
+    names = [f"{'a checkpoint of all the images there are, ' * 2}{n}" for n in range(5)]
+    names += ["Грудь: $x^2$ & <b>", "_hidden", "乳腺"]
+    runs = [
+        finished_run(tmp_path / str(place), data, name, task="胸部" * 40, protocol="knn", folds=1)
+        for place, name in enumerate(names)
+    ]
+    out = make(runs, tmp_path / "report")
+    page, text = html.unescape((out / "report.html").read_text()), (out / "report.md").read_text()
+    assert all(name in page and name in text for name in names)
+    headers = re.findall(r"<thead><tr>(.*?)</tr>", page)
+    assert max(header.count("<th>") for header in headers) <= 12
+    assert "nan" not in text
+    assert "none ±" not in text
+    assert len(list((out / "figures").iterdir())) == 3  # two panels each
+
+
 def test_names_that_differ_in_punctuation_alone_have_figures_of_their_own(data: Path, tmp_path: Path) -> None:
     names = ("a b", "a/b", "A|B", "a_b_2")
     runs = [finished_run(tmp_path / str(place), data, name, task="t") for place, name in enumerate(names)]
