@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dinojax.reporting.figures import run_names
-from dinojax.reporting.predictions import Question, questions
+from dinojax.reporting.predictions import averaging_text, positive_text, questions
 from dinojax.reporting.render import Block, Heading, Picture, Table, number
 from dinojax.reporting.results import Result, baselines, by_task
 from dinojax.reporting.selection import COMPUTED
@@ -13,6 +13,7 @@ from dinojax.reporting.statistics import mean_and_sd_text
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
 _KEY = ("task", "starting point", "protocol", "seed")
+_FOLDS_A_TABLE, _RUNS_A_TABLE = 8, 5  # as a page of 1,000 px has room for
 _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
@@ -43,7 +44,8 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
 
     Returns:
       Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'),
-      `original_name` (of the starting point in its run), `cases`, `folds` [{fold, auc}], `mean_auc`, `sd_auc`,
+      `original_name` (of the starting point in its run), `positive` (a class, None where there are several questions),
+      `averaging` (how their AUCs become one, else None), `cases`, `folds` [{fold, auc}], `mean_auc`, `sd_auc`,
       `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`, and `recipe`.
     """
     return [_row(run) for of_task in by_task(runs).values() for run in of_task]
@@ -51,11 +53,14 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _row(run: Result) -> dict[str, Any]:
     selection, selections = run.facts["selection"], run.facts["selections"]
+    task, starting_point, protocol, seed = run.key
+    asked = questions(run.test, run.classes)
     return {
-        **dict(zip(("task", "starting_point", "protocol"), run.key, strict=False)),
-        "seed": None if run.is_baseline else run.facts["seed"],
-        "kind": "baseline" if run.is_baseline else "run",
+        **{"task": task, "starting_point": starting_point, "protocol": protocol},
+        **({"seed": None, "kind": "baseline"} if run.is_baseline else {"seed": seed, "kind": "run"}),
         "original_name": run.facts["starting_point"],
+        "positive": asked[0].name if len(asked) == 1 else None,
+        "averaging": averaging_text(asked),
         "cases": len(run.test),
         "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
         **{name: selection[name] for name in _SPREAD},
@@ -76,6 +81,8 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
     """The report, from the main table on."""
     tasks, rows = by_task(runs), rows_of(runs)
     blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows)]
+    blocks += [_positive(task, of_task[0]) for task, of_task in tasks.items()]
+    blocks += [Heading(2, "AUC of every fold"), *_folds_tables(rows), Heading(2, "How to read it")]
     criteria = {run.facts["protocol"]: _CRITERIA[run.facts["selections"]["nested"]["criterion"]] for run in runs}
     named = ", ".join(f"{protocol}: {criterion}" for protocol, criterion in criteria.items())
     blocks += [READING, SELECTION, NESTED.format(criteria=named), PUBLISHED]
@@ -90,60 +97,98 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
 
 
 def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    folds = sorted({entry["fold"] for row in rows for entry in row["folds"]})
-    header = [*_KEY, "selection", *(f"fold {fold}" for fold in folds), "mean ± SD", "pooled"]
-    header += ["nested", "published", "published − nested"]
+    """A row for each run; what a reader looks for first stands first."""
     cells = []
     for row in rows:
-        aucs = {entry["fold"]: number(entry["auc"]) for entry in row["folds"]}
-        name = row["starting_point"] if row["kind"] == "run" else f"{row['starting_point']} (baseline)"
         nested, published = row["nested_mean_auc"], row["published_mean_auc"]
         excess = "none" if nested is None or published is None else f"{published - nested:+.3f}"
-        what = [row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]]
-        numbers = [mean_and_sd_text(row), *(number(auc) for auc in (row["pooled_auc"], nested, published)), excess]
-        cells.append([*what, *(aucs.get(fold, "") for fold in folds), *numbers])
-    return Table(header, cells)
+        task, name, *others = _named(row)
+        aucs = [mean_and_sd_text(row), number(row["pooled_auc"]), number(nested), number(published), excess]
+        cells.append([task, name, *aucs, row["selection"], *others])
+    header = ["mean ± SD", "pooled", "nested", "published", "published − nested", "selection"]
+    return Table([*_KEY[:2], *header, *_KEY[2:]], cells)
+
+
+def _folds_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The AUC of every fold, as many folds to a table as a page is wide."""
+    folds = sorted({entry["fold"] for row in rows for entry in row["folds"]})
+    aucs = [{entry["fold"]: number(entry["auc"]) for entry in row["folds"]} for row in rows]
+    return [
+        Table(
+            [*_KEY, *(f"fold {fold}" for fold in part)],
+            [[*_named(row), *(found.get(fold, "") for fold in part)] for row, found in zip(rows, aucs, strict=True)],
+        )
+        for part in (folds[first : first + _FOLDS_A_TABLE] for first in range(0, len(folds), _FOLDS_A_TABLE))
+    ]
+
+
+def _named(row: Mapping[str, Any]) -> list[str]:
+    name = row["starting_point"] if row["kind"] == "run" else f"{row['starting_point']} (baseline)"
+    return [row["task"], name, row["protocol"], _cell(row["seed"])]
 
 
 def _recipes(runs: Sequence[Result]) -> Table:
-    keys = dict.fromkeys(name for run in runs for name in run.facts["recipe"])
-    rows = []
-    for run in runs:
-        settings = ", ".join(setting["setting"] for setting in run.facts["settings"])
-        rows.append([*map(str, run.key), settings, *(_cell(run.facts["recipe"].get(name)) for name in keys)])
-    return Table([*_KEY, "settings", *(name.replace("_", " ") for name in keys)], rows)
+    """A row for each run; its recipe is text that wraps, as its keys would be more columns than a page has room for."""
+    rows = [
+        [
+            *map(str, run.key),
+            ", ".join(setting["setting"] for setting in run.facts["settings"]),
+            "; ".join(f"{name.replace('_', ' ')}: {_cell(value)}" for name, value in run.facts["recipe"].items()),
+        ]
+        for run in runs
+    ]
+    return Table([*_KEY, "settings", "recipe"], rows)
+
+
+def _positive(task: str, run: Result) -> str:
+    """Which class is the positive one, and how the AUCs of several become one."""
+    asked = questions(run.test, run.classes)
+    averaging = averaging_text(asked)
+    return f"{task}: {positive_text(asked)}{f'; AUC: {averaging}' if averaging else ''}."
 
 
 def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     runs = [run for run in shown if not run.is_baseline]
     asked = questions(runs[0].test, runs[0].classes)
-    counts = f"{len(runs[0].test)} test cases over {len(runs[0].folds)} folds"
+    folds = len(runs[0].folds)
+    counts = f"{len(runs[0].test)} test cases over {folds} folds" if folds > 1 else f"{len(runs[0].test)} test cases"
     if len(asked) == 1:
         positive = int(asked[0].labels.sum())
-        counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name}"
+        counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name} (positive)"
     blocks: list[Block] = [Heading(2, task), f"{counts}."]
     if len(asked) > 1:
-        blocks.append(_questions_table(asked, shown))
+        blocks += _questions_tables(shown)
     blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
     facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
-    rows = []
-    for run in runs:
-        for entry in run.folds:
-            what = map(str, (*run.key[1:], entry["fold"], entry["setting"]))
-            found = (_cell(entry.get(name)) for name in facts)
-            rows.append([*what, *found, number(entry["threshold"]), number(entry["auc"])])
+    rows = [
+        [
+            *map(str, (*run.key[1:], entry["fold"], entry["setting"])),
+            *(_cell(entry.get(name)) for name in facts),
+            *(number(entry[name]) for name in ("threshold", "auc")),
+        ]
+        for run in runs
+        for entry in run.folds
+    ]
     note = "The selected settings. Thresholds are those with the largest Youden's J on the validation part."
     return [*blocks, Table(header, rows), note]
 
 
-def _questions_table(asked: Sequence[Question], runs: Sequence[Result]) -> Table:
-    """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
-    rows = []
-    for question in asked:
-        aucs = (mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs)
-        rows.append([question.name, str(len(question.labels)), str(int(question.labels.sum())), *aucs])
-    return Table(["label", "known", "positive", *run_names(runs)], rows)
+def _questions_tables(runs: Sequence[Result]) -> list[Table]:
+    """A row for each label, or for each class against the rest: its cases, and the AUC of every run, some a table."""
+    asked, names = questions(runs[0].test, runs[0].classes), run_names(runs)
+    tables = []
+    for first in range(0, len(runs), _RUNS_A_TABLE):
+        part = slice(first, first + _RUNS_A_TABLE)
+        rows = [
+            [
+                *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
+                *(mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs[part]),
+            ]
+            for question in asked
+        ]
+        tables.append(Table(["label", "known", "positive", *names[part]], rows))
+    return tables
 
 
 def _undefined(run: Result) -> list[str]:

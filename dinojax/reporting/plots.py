@@ -1,80 +1,23 @@
 """Figures of runs, as PNG files. Every figure is an object of its own: no global state of pyplot's."""
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_curve
 
-from dinojax.reporting.predictions import Question
-from dinojax.reporting.statistics import question_auc
+from dinojax.reporting.layout import Sheet
+from dinojax.reporting.lettering import plain_text
 
 # Okabe & Ito's colours, which most colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#888888"
-
-
-class Curve(NamedTuple):
-    """What one model answers, to be drawn as a ROC curve for each question."""
-
-    name: str
-    questions: Sequence[Question]
-    muted: bool = False
-    """Drawn grey and dashed: a baseline."""
-
-
-def plot_roc(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """ROC curves, a panel for each question.
-
-    Args:
-      curves: of the same questions; where one lacks positive or negative cases, the legend says so instead.
-      title: of the figure.
-      path: PNG to write.
-    """
-    # Beyond some curves the legend would hide them: it moves below the panel.
-    below = len(curves) > 7
-    height = 4.9 + (0.5 + 0.19 * len(curves) if below else 0)
-    location, anchor = ("upper center", (0.5, -0.14)) if below else ("lower right", None)
-    figure, axes = _panels(len(curves[0].questions), 3, (4.8, height), title)
-    for place, axis in enumerate(axes):
-        _roc_panel(axis, curves, place)
-        axis.set_anchor("N")
-        axis.legend(fontsize=7.5, loc=location, bbox_to_anchor=anchor)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
-def _panels(count: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of `size` (width, height) in inches, at most `columns` in a row."""
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.3), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes[:count]
-
-
-def _roc_panel(axis: Axes, curves: Sequence[Curve], place: int) -> None:
-    """Draws the curves of the question at this place."""
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    styles = itertools.product(("-", "-.", (0, (5, 1, 1, 1, 1, 1))), COLOURS)
-    for curve in curves:
-        question, rates, told = curve.questions[place], ([], []), "one class only"
-        if (auc := question_auc(question)) is not None:
-            rates, told = roc_curve(question.labels, question.scores)[:2], f"AUC {auc:.3f}"
-        style, colour = ("--", GREY) if curve.muted else next(styles, ("-", GREY))
-        axis.plot(*rates, label=f"{curve.name}: {told}", color=colour, linestyle=style)
-    axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axis.set_title(f"{curves[0].questions[place].name} against {curves[0].questions[place].rest}", fontsize=10)
-    axis.grid(alpha=0.25)
 
 
 def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path: Path) -> None:
@@ -86,22 +29,30 @@ def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path
       title: of the figure.
       path: PNG to write.
     """
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    axis = figure.subplots()
-    for (fold, epoch), colour in zip(kept.items(), itertools.cycle(COLOURS), strict=False):
-        rows = history[history["fold"] == fold]
-        axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--")
-        axis.plot(rows["epoch"], rows["val_loss"], color=colour, label=f"fold {fold}")
-        at = rows[rows["epoch"] == epoch]
-        axis.plot(at["epoch"], at["val_loss"], "o", color=colour, markersize=6)
-    axis.plot([], [], color=GREY, linestyle="--", linewidth=1, label="training")
-    axis.plot([], [], color=GREY, label="validation")
-    axis.plot([], [], "o", color=GREY, label="epoch kept")
-    axis.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=120)
+    folds = [history[history["fold"] == fold] for fold in kept]
+    with plain_text():
+        sheet = Sheet(title, 1, 1, (4.7, 3.1))
+        (axis,) = sheet.axes
+        for (fold, epoch), rows, colour in zip(kept.items(), folds, _colours(len(kept)), strict=True):
+            axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--")
+            axis.plot(rows["epoch"], rows["val_loss"], color=colour, label=f"fold {fold}")
+            at = rows[rows["epoch"] == epoch]
+            axis.plot(at["epoch"], at["val_loss"], "o", color=colour, markersize=6)
+        axis.plot([], [], color=GREY, linestyle="--", linewidth=1, label="training")
+        axis.plot([], [], color=GREY, label="validation")
+        axis.plot([], [], "o", color=GREY, label="epoch kept")
+        axis.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+        sheet.explain(axis, *axis.get_legend_handles_labels(), beside=True)
+        sheet.save(path)
+
+
+def _colours(count: int) -> list[str]:
+    """As many colours: those of `COLOURS`, or, where they do not suffice, shades from dark to light."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [to_hex(shade) for shade in colormaps["viridis"](np.linspace(0, 0.93, count))]
 
 
 class Panel(NamedTuple):
@@ -125,14 +76,22 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float 
       prototypes: K; at log K targets and predictions are uniform.
       dino_weight: that the logged DINO terms were multiplied by.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
-    panels = metrics_panels(pd.json_normalize(lines).set_index("step"), prototypes, dino_weight) if lines else []
+    lines = [line for line in metrics.read_text().splitlines() if line.strip()]
+    if not lines:
+        return
+    table = pd.json_normalize([json.loads(line) for line in lines]).set_index("step")
+    panels = metrics_panels(table, prototypes, dino_weight)
     if not panels:
         return
-    figure, axes = _panels(len(panels), 3 if len(panels) <= 9 else 4, (4.4, 3.1), "Pre-training")
-    for axis, panel in zip(axes, panels, strict=True):
-        _draw(axis, panel)
-    figure.savefig(path, dpi=110)
+    columns = 3 if len(panels) <= 9 else 4
+    with plain_text():
+        sheet = Sheet("Pre-training", len(panels), columns, (3.6, 2.2), width=4.5 * columns)
+        for axis, panel in zip(sheet.axes, panels, strict=True):
+            _draw(axis, panel)
+            sheet.entitle(axis, panel.title)
+            if len(panel.curves) > 1 or panel.references:
+                sheet.explain(axis, *axis.get_legend_handles_labels())
+        sheet.save(path)
 
 
 def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0) -> list[Panel]:
@@ -186,7 +145,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
 
 
 def _draw(axis: Axes, panel: Panel) -> None:
-    for (name, values), colour in zip(panel.curves.items(), itertools.cycle(COLOURS), strict=False):
+    for (name, values), colour in zip(panel.curves.items(), _colours(len(panel.curves)), strict=True):
         # A run of one logged step would show nothing without a marker.
         axis.plot(values.index, values, color=colour, label=name, marker="." if len(values) < 2 else None)
     if panel.best is not None:
@@ -194,8 +153,5 @@ def _draw(axis: Axes, panel: Panel) -> None:
         axis.plot(first.index, first, "o", color=COLOURS[0], markersize=7)
     for (name, value), style in zip(panel.references.items(), ("--", ":"), strict=False):
         axis.axhline(value, color=GREY, linestyle=style, linewidth=1, label=name)
-    axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel("step")
     axis.grid(alpha=0.25)
-    if len(panel.curves) > 1 or panel.references:
-        axis.legend(fontsize=8)

@@ -1,5 +1,6 @@
 """The report against the runs' predictions, and what it refuses."""
 
+import html
 import json
 import re
 import shutil
@@ -87,8 +88,9 @@ def test_the_table_is_what_the_predictions_give(runs: list[Path], out: Path) -> 
         assert line["pooled_auc"] == pytest.approx(pooled, abs=1e-12)
         nested, published = (results["selections"][name]["mean_auc"] for name in ("nested", "published"))
         assert (line["nested_mean_auc"], line["published_mean_auc"]) == pytest.approx((nested, published))
-        text = f"{np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | {pooled:.3f} | "
-        text += f"{nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
+        name = results["task"].replace("|", "\\|")
+        text = f"| {name} | {results['starting_point']} | {np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | "
+        text += f"{pooled:.3f} | {nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
         assert text in (out / "report.md").read_text()
     assert table.loc[("breast", "pixels", "pixels"), "kind"] == "baseline"
     assert table["recipe.epochs"].tolist()[:2] == [2, 2]
@@ -106,6 +108,41 @@ def test_the_text_says_how_to_read_it(out: Path) -> None:
     for link in re.findall(r"\]\((figures/[^)]+)\)", text):
         assert (out / link).stat().st_size
     assert len(list((out / "figures").iterdir())) == 5
+
+
+def test_the_positive_class_is_named(out: Path) -> None:
+    binary = "breast: positive: malignant."
+    several = "brain|T2: one-vs-rest, each class positive in turn; AUC: unweighted (macro) mean of the 3 classes' AUCs"
+    for text in ((out / "report.md").read_text(), html.unescape((out / "report.html").read_text())):
+        assert binary in text
+        assert several in text
+    rows = {row["task"]: row for row in json.loads((out / "report.json").read_text())["table"]}
+    assert (rows["breast"]["positive"], rows["breast"]["averaging"]) == ("malignant", None)
+    assert rows["brain|T2"]["positive"] is None
+    assert rows["brain|T2"]["averaging"].startswith("unweighted (macro) mean of the 3 classes' AUCs")
+    table = pd.read_csv(out / "table.csv").set_index("task")
+    assert set(table.loc["breast", "positive"]) == {"malignant"}
+
+
+def test_the_mean_stands_where_a_narrow_page_shows_it(out: Path) -> None:
+    first = re.search(r"<thead><tr>(.*?)</tr>", (out / "report.html").read_text())
+    assert first is not None
+    columns = re.findall(r"<th>(.*?)</th>", first[1])
+    assert columns[:4] == ["task", "starting point", "mean ± SD", "pooled"]
+    assert not any("fold" in name for name in columns)
+
+
+def test_no_table_has_more_columns_than_a_page_has_room_for(data: Path, tmp_path: Path) -> None:
+    recipe = {f"key {number}": "some words" for number in range(40)}
+    run = finished_run(tmp_path / "run", data, recipe=recipe)
+    page = (make([run], tmp_path / "report") / "report.html").read_text()
+    headers = re.findall(r"<thead><tr>(.*?)</tr>", page)
+    assert max(header.count("<th>") for header in headers) <= 12
+    assert all(f"{name}: some words" in page for name in recipe)
+    # Only numbers stay on one line.
+    assert re.search(r'<td class="number">0\.\d{3} ± 0\.\d{3}</td>', page)
+    assert "nowrap" not in re.sub(r"\.number \{[^}]*\}", "", page)
+    assert "@media print" in page
 
 
 def test_the_page_needs_no_other_file(out: Path) -> None:
@@ -199,6 +236,26 @@ def test_two_runs_of_one_name_can_be_told_apart(data: Path, tmp_path: Path) -> N
     dinojax.report(runs, out=tmp_path / "report", names=["before", "after"])
     table = json.loads((tmp_path / "report" / "report.json").read_text())["table"]
     assert [row["starting_point"] for row in table[:2]] == ["before", "after"]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_ugly_names_and_many_starting_points_make_a_page(tmp_path: Path) -> None:
+    labels = ("a label of many words and_underscores", "Ödem", "w" * 80, "$x$", "乳腺", "rare")
+    data = write_multilabel_task(tmp_path / "data", labels, cases=60)
+    names = [f"{'a checkpoint of all the images there are, ' * 2}{n}" for n in range(5)]
+    names += ["Грудь: $x^2$ & <b>", "_hidden", "乳腺"]
+    runs = [
+        finished_run(tmp_path / str(place), data, name, task="胸部" * 40, protocol="knn", folds=1)
+        for place, name in enumerate(names)
+    ]
+    out = make(runs, tmp_path / "report")
+    page, text = html.unescape((out / "report.html").read_text()), (out / "report.md").read_text()
+    assert all(name in page and name in text for name in names)
+    headers = re.findall(r"<thead><tr>(.*?)</tr>", page)
+    assert max(header.count("<th>") for header in headers) <= 12
+    assert "nan" not in text
+    assert "none ±" not in text
+    assert len(list((out / "figures").iterdir())) == 3  # two panels each
 
 
 def test_names_that_differ_in_punctuation_alone_have_figures_of_their_own(data: Path, tmp_path: Path) -> None:
