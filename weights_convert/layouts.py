@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from dinojax import tree
-from dinojax.errors import RunError, UsageError
+from dinojax.errors import RunError, UsageError, first_of
 from dinojax.models import ViTArguments
 from dinojax.models.arrays import LazyArrays
 from weights_convert import huggingface, tables
 from weights_convert.backbones import IMAGENET, IMAGENET_KERAS, RESNETS, Converted, Tensors, resnet, vit
 from weights_convert.mapping import to_ours
+from weights_convert.others import known_model
 from weights_convert.readers import Source
 
 _PATCH_EMBED = "patch_embed.proj.weight"  # in every DINOv2 backbone, and in nothing else that is read here
@@ -63,10 +64,17 @@ def recognise(
 
     Raises:
       UsageError: `heads` is needed or wrong, or the file has no student.
-      RunError: the tensors or the configuration are not those of a known model; the message lists the whole difference.
+      RunError: the tensors or the configuration are not those of a known model; the message says which other model
+        they are of, where the names tell, and how they differ.
     """
     inner, beside = _unwrapped(_without_wrappers(tensors))
-    converted = _recognise(inner, heads, config or {}, part)
+    try:
+        converted = _recognise(inner, heads, config or {}, part)
+    except UsageError:
+        raise
+    except RunError as error:
+        other = known_model(inner, config or {})
+        raise RunError(f"seems to be {other}; that is not read here: {error}" if other else str(error)) from None
     return dataclasses.replace(converted, ignored=(*converted.ignored, *_grouped(beside)))
 
 
@@ -95,8 +103,8 @@ def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], p
         head = to_ours(tensors, tables.LINEAR_HEAD)
         return Converted("dinov2_linear_head", "", None, LazyArrays({}), {"linear_head": head}, IMAGENET)
     names = [name or "one without a name" for name in tensors]
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    message = f"no DINOv2, timm, Hugging Face, torchvision or Keras model; it holds {len(names)} tensors: {shown}"
+    message = "no DINOv2, timm, Hugging Face, torchvision or Keras model; "
+    message += f"it holds {len(names)} tensors: {first_of(names, 100)}"
     for name in names:
         if any(name.endswith(f".{mark}") for mark in _MARKS):
             message += f"; {name} is part of a known model: save the state dict that it is in by itself"
@@ -158,7 +166,7 @@ def _training_checkpoint(tensors: Tensors, root: str, part: str, heads: int | No
     left_out = [name for name in tensors if name.startswith(other) or re.fullmatch(f"{_BESIDE}|{_LOSSES}", name)]
     known = used.union(left_out)
     if unknown := [name for name in tensors if name not in known]:
-        raise RunError(f"a {part} checkpoint with unexpected tensors ({len(unknown)}): {', '.join(unknown)}")
+        raise RunError(f"a {part} checkpoint with unexpected tensors ({len(unknown)}): {first_of(unknown)}")
     whole = root or any(name.startswith("student.") for name in tensors)
     layout = f"dinov2_training_{part}" if whole else f"dinov2_{part}"
     backbone = _within("backbone", _unchunk, inside.pop("backbone"))
