@@ -21,6 +21,8 @@ _PATCH_EMBED = "patch_embed.proj.weight"  # in every DINOv2 backbone, and in not
 _HF_PATCH_EMBED = "embeddings.patch_embeddings.projection.weight"
 _ROOTS = ("", "model.")  # of training checkpoints
 _HF_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
+# Projection heads alone: a prefix of all names, and what the head is called in a model directory.
+_HEAD_PREFIXES = {"": "dino_head", "dino_head.": "dino_head", "head.": "dino_head", "ibot_head.": "ibot_head"}
 # What training frameworks save beside a model, and DINOv2's own code beside the student and the teacher.
 _BESIDE = r"(optimizers?|optimizer_states|(lr_)?schedulers?|scaler|iteration|loops|callbacks)(\..*)?"
 # Modules that PyTorch puts around others, at any depth: torch.compile, FSDP, activation checkpointing.
@@ -99,6 +101,10 @@ def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], p
                 raise UsageError("a ResNet has no attention heads; leave out --heads")
             huggingface.check_timm_resnet(config)
             return resnet(known, tensors, config)
+    for prefix, name in _HEAD_PREFIXES.items():
+        inside = {of.removeprefix(prefix): array for of, array in tensors.items() if of.startswith(prefix)}
+        if len(inside) == len(tensors) and tables.is_dino_head(inside):
+            return Converted(f"dinov2_{name}", "", None, LazyArrays({}), {name: tables.dino_head(inside)}, IMAGENET)
     if tensors.keys() == {"weight", "bias"} and tensors["weight"].ndim == 2:
         head = to_ours(tensors, tables.LINEAR_HEAD)
         return Converted("dinov2_linear_head", "", None, LazyArrays({}), {"linear_head": head}, IMAGENET)
@@ -155,6 +161,17 @@ def linear_head_fits(converted: Converted, width: int, depth: int) -> int:
         f"the linear head reads {inputs} features; one for this backbone of width {width} with {depth} blocks reads "
         f"{2 * width}, or {5 * width} where there are 4 blocks or more"
     )
+
+
+def projection_head_fits(head: LazyArrays, width: int) -> None:
+    """Checks that a projection head, as `Converted.heads` has it, reads the features of a backbone of this width.
+
+    Raises:
+      RunError: it reads others.
+    """
+    first = "mlp.0.kernel"
+    if head.shapes[first][0] != width:
+        raise RunError(f"the projection head reads {head.shapes[first][0]} features, the backbone's width is {width}")
 
 
 def _training_checkpoint(tensors: Tensors, root: str, part: str, heads: int | None) -> Converted:
