@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx, traverse_util
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, first_of
 
 T = TypeVar("T")
 Params = dict[str, jax.Array]
@@ -80,11 +80,11 @@ def check(expected: Mapping[str, Any], given: Mapping[str, Any], what: str) -> N
     """Compares paths and shapes with those expected.
 
     Raises:
-      RunError: they differ; the message lists the whole difference on one line.
+      RunError: they differ; the message counts the differences and lists the first.
     """
     lines = difference(expected, given)
     if lines:
-        raise RunError(f"{what} holds another model ({len(lines)} differences): {'; '.join(lines)}")
+        raise RunError(f"{what} holds another model ({len(lines)} differences): {first_of(lines, 450, '; ')}")
 
 
 def _shape(array: Any) -> str:

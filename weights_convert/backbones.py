@@ -45,14 +45,14 @@ class Converted:
 
     layout: str
     """`dinov2`, `dinov2_teacher`, `dinov2_training_teacher`, `dinov2_training_student`, `hf`, `timm`, `torchvision`,
-    `radimagenet`, `keras` or `dinov2_linear_head`."""
+    `radimagenet`, `keras`, `dinov2_linear_head` or `dinov2_dino_head`."""
     name: str
     """The named size that the arguments are nearest to; empty where there is no backbone."""
     arguments: Arguments | None
     """None where there is no backbone."""
     params: LazyArrays
     heads: dict[str, LazyArrays]
-    """Heads that the file holds, by name: `dino_head` and `ibot_head`, or `linear_head` alone."""
+    """Heads that the file holds, by name: `dino_head` and `ibot_head`, or one head alone."""
     preprocessing: Preprocessing
     ignored: tuple[str, ...] = ()
     """What else the file holds and is left out: names, or `optimizer.* (12 tensors)` where there are many."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, first_of
 from dinojax.models.arrays import LazyArrays
 
 Kind = Literal["same", "linear", "conv", "column", "grid", "counter"]
@@ -127,7 +127,7 @@ def to_theirs(params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, 
       table: rows whose targets, blocks counted out, must be exactly the paths of `params`.
 
     Raises:
-      RunError: paths or shapes differ; the message lists the whole difference.
+      RunError: paths or shapes differ; the message counts all and lists the first.
     """
     rows = _expand(table.rows, [row.target for row in table.rows], shapes)
     lengths = _fit(shapes, [(row.target, row.target_shape) for row in rows if row.target])
@@ -252,4 +252,4 @@ def _finite(tensor: np.ndarray) -> bool:
 
 
 def _listed(label: str, names: Sequence[str]) -> str:
-    return f"{label} ({len(names)}): {', '.join(names)}" if names else ""
+    return f"{label} ({len(names)}): {first_of(names)}" if names else ""

@@ -142,6 +142,19 @@ def timm_table(registers: bool, swiglu: bool) -> Table:
     return Table(rows, (r"head\.(weight|bias)",))
 
 
+# How PyTorch's `parametrizations.weight_norm` calls what `weight_norm` calls weight_g and weight_v.
+_WEIGHT_NORM = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+}
+
+
+def is_dino_head(names: Iterable[str]) -> bool:
+    """Whether a state dict of these names, without prefix, can only be that of a projection head."""
+    names = {_WEIGHT_NORM.get(name, name) for name in names}
+    return "last_layer.weight_v" in names and all(name.startswith(("mlp.", "last_layer.")) for name in names)
+
+
 def dino_head_table(layers: int) -> Table:
     """The projection head of DINO and of iBOT with 1 to 9 layers; three as published.
 
@@ -273,15 +286,18 @@ def dinov2_backbone(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
 def dino_head(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
     """Our DINO head's parameters, float32, by path, from the published head's state dict without prefix.
 
-    The number of layers and their widths are read off.
+    The number of layers and their widths are read off. Either of PyTorch's two forms of weight normalisation will do.
 
     Raises:
-      RunError: the tensors are not exactly those of a head; the message lists the whole difference.
+      RunError: the tensors are not exactly those of a head; the message lists how they differ.
     """
-    layers = sum(re.fullmatch(r"mlp(\.[0-9]+)?\.weight", name) is not None for name in tensors)
+    plain = {_WEIGHT_NORM.get(name, name): tensor for name, tensor in tensors.items()}
+    if len(plain) != len(tensors):
+        raise RunError("its last layer is there in two forms")
+    layers = sum(re.fullmatch(r"mlp(\.[0-9]+)?\.weight", name) is not None for name in plain)
     if layers > 9:
         raise RunError(f"it has {layers} layers; 9 at most are known")
-    return to_ours(tensors, dino_head_table(layers or 3))
+    return to_ours(plain, dino_head_table(layers or 3))
 
 
 def to_dinov2_name(path: str) -> str:
