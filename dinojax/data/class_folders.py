@@ -45,6 +45,7 @@ def read_class_folders(folder: Path) -> Records:
     """
     listing = list_images(folder)
     records = _records(folder, listing, "class folders")
+    _check_tables(folder, listing)
     children = [name for name in listing.folders if "/" not in name]
     parts = {name: SPLIT_NAMES[name.casefold()] for name in children if name.casefold() in SPLIT_NAMES}
     top, _, below = np.strings.partition(records.paths, _SLASH)
@@ -121,7 +122,6 @@ def _check_classes(folder: Path, listing: Listing, prefixes: Sequence[str]) -> N
     depth = 1 + (prefixes != [""])
     held = {"/".join(parent.split("/")[:depth]) for parent in _parents(listing.paths)}
     empty = [name for name in there if name not in held]
-    _check_tables(folder, listing)
     if len(held) == 1:
         _check_level(folder, listing, min(held), empty)
     _check_parts_below(folder, listing, depth)

@@ -66,7 +66,8 @@ class Listing:
     def used(self, file: str) -> None:
         """Takes a file that was read, such as a table, from the `others`."""
         folder, _, name = file.rpartition("/")
-        self.others[folder] -= Counter([suffix_of(name)])
+        if folder in self.others:
+            self.others[folder] -= Counter([suffix_of(name)])
 
     def left_out(self) -> tuple[str, ...]:
         """All that is not in `paths`, for people to read."""

@@ -294,6 +294,14 @@ CLASS_FOLDERS = {
         {**classes("breast/images"), "breast/Manifest.csv": ""},
         unusable("breast/Manifest.csv lists the images below", "/breast/Manifest.csv"),
     ),
+    "a table in every part": Case(
+        {
+            **images("train/1.png", "test/1.png"),
+            "train/metadata.csv": "file_name,label\n",
+            "test/metadata.csv": "file_name,label\n",
+        },
+        unusable("test/metadata.csv, train/metadata.csv list the images below", "--data"),
+    ),
     "parts below the classes": Case(
         classes("a/train", "a/test", "b/train", "b/test"), unusable("are parts below the classes", "manifest.csv")
     ),
@@ -482,6 +490,10 @@ TABLES = {
     "columns of one class in two spellings": Case(
         {**table("path,label_Edema,label_edema", "1.png,0,1", "2.png,1,0"), **TWO},
         wrong("'label_Edema'", "'label_edema'"),
+    ),
+    "two columns of paths, an image missing": Case(
+        {**table("path,filename,label", "/x/1.png,1.png,a", "/x/9.png,9.png,b", "/x/2.png,2.png,b"), **TWO},
+        wrong("row 3: there is no image", "/9.png"),
     ),
     "labels 1 and 1.0": Case(
         {**table("path,label", "1.png,1", "2.png,0", "3.png,1.0"), **SIX},
