@@ -18,6 +18,7 @@ from dinojax.data.tables import SPLIT_NAMES, find_manifest, folder_name
 from dinojax.errors import RunError, UsageError
 
 _NO_CLASSES = IMAGE_FOLDERS | MASK_FOLDERS | {"dataframe", "figures", "figure", "figs", "bboxes", "xml", "json"}
+_SHEETS = (".xlsx", ".xls", ".ods")
 _PART = re.compile(r"(?:cv|fold|part|partition|split)[ _-]?\d+", re.IGNORECASE)
 _SLASH = np.array("/", TEXT)
 
@@ -45,6 +46,7 @@ def read_class_folders(folder: Path) -> Records:
     """
     listing = list_images(folder)
     records = _records(folder, listing, "class folders")
+    _check_tables(folder, listing)
     children = [name for name in listing.folders if "/" not in name]
     parts = {name: SPLIT_NAMES[name.casefold()] for name in children if name.casefold() in SPLIT_NAMES}
     top, _, below = np.strings.partition(records.paths, _SLASH)
@@ -88,6 +90,9 @@ def _records(folder: Path, listing: Listing, reader: str) -> Records:
 
 def _table_advice(folder: Path, listing: Listing) -> str:
     """What to do where a table has the labels."""
+    sheets = [suffix for suffix in listing.others.get("", {}) if suffix in _SHEETS]
+    if sheets:
+        return f"save the {sheets[0]} file as CSV, if it lists their labels, and name it with --data"
     if listing.others.get("", {}).keys() & {*SUFFIXES}:
         tables = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
         if len(tables) == 1:
@@ -121,7 +126,6 @@ def _check_classes(folder: Path, listing: Listing, prefixes: Sequence[str]) -> N
     depth = 1 + (prefixes != [""])
     held = {"/".join(parent.split("/")[:depth]) for parent in _parents(listing.paths)}
     empty = [name for name in there if name not in held]
-    _check_tables(folder, listing)
     if len(held) == 1:
         _check_level(folder, listing, min(held), empty)
     _check_parts_below(folder, listing, depth)
@@ -178,12 +182,13 @@ def _check_tables(folder: Path, listing: Listing) -> None:
 
 
 def _check_parts_below(folder: Path, listing: Listing, depth: int) -> None:
-    """Refuses `<class>/train/` and `<class>/test/`, which would be mixed."""
+    """Refuses `<class>/train/` and `<class>/test/`, or `<class>/fold1/`, which would be mixed."""
     below = [name for name in listing.folders if name.count("/") == depth]
     parts = {SPLIT_NAMES.get(name.rpartition("/")[2].casefold()): name for name in below}
-    if {"train", "test"} <= parts.keys():
+    names = [parts["train"], parts["test"]] if {"train", "test"} <= parts.keys() else []
+    if names := names or [name for name in below if _PART.fullmatch(name.rpartition("/")[2])]:
         raise UsageError(
-            f"{folder}: {parts['train']} and {parts['test']} are parts below the classes; "
+            f"{folder}: {some(names)} read like parts below the classes; "
             "put the class folders into folders train and test, or list path, label and split in manifest.csv"
         )
 

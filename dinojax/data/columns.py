@@ -110,7 +110,7 @@ def find_columns(file: Path, wanted: Wanted) -> Columns:
 
 
 def choose_path(columns: Columns, exists: Callable[[str], bool], head: Sequence[Sequence[str]]) -> Columns:
-    """Of several columns that may hold the paths takes the one whose files exist.
+    """Of several columns that may hold the paths takes the one of which most files exist.
 
     Args:
       columns: of the table.
@@ -118,16 +118,17 @@ def choose_path(columns: Columns, exists: Callable[[str], bool], head: Sequence[
       head: cells of the first rows.
 
     Raises:
-      RunError: the files of several exist.
+      RunError: those of several do.
     """
     if "path" in columns.roles:
         return columns
-    there = [place for place in columns.paths if all(len(row) > place and exists(row[place]) for row in head)]
-    if len(there) > 1:
-        names = " and ".join(columns.header[place] for place in there)
+    counts = {place: sum(len(row) > place and exists(row[place]) for row in head) for place in columns.paths}
+    best = [place for place, count in counts.items() if count == max(counts.values())]
+    if len(best) > 1 and max(counts.values()):
+        names = " and ".join(columns.header[place] for place in best)
         raise RunError(f"{columns.text.file}: columns {names} both name images; {_ADVICE['path']}")
     # If none does, reading names an image that is missing.
-    return dataclasses.replace(columns, roles={**columns.roles, "path": (there or columns.paths)[0]})
+    return dataclasses.replace(columns, roles={**columns.roles, "path": best[0]})
 
 
 def _cut(file: Path, wanted: Wanted) -> tuple[Text, list[str]]:

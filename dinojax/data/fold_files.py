@@ -25,7 +25,7 @@ _PATIENTS = {
     "thyroid": re.compile(r"(?:^|/)(\d+)_\d+\.\w+$"),
     "covid19": re.compile(r"(?:^|/)([^/]+_P\d+)-[^/]*$"),
 }
-"""Where RadImageNet's tasks have the patient in the file's name; see also `tests/data/test_fold_files.py`."""
+"""Where the files of RadImageNet's tasks have the patient in their names."""
 
 Part = tuple[int, str]
 """Number of the fold, 0 if the only one, and split."""

@@ -40,7 +40,7 @@ class Listing:
       folders: those that were looked into, sorted, without the folder itself.
       others: how many other files there are by suffix, by the folder that they lie in.
       masks: segmentation masks beside the image that they belong to, such as `benign (1)_mask.png`.
-      mask_folders: such as `masks`, beside a folder `images`.
+      mask_folders: such as `masks` beside a folder `images`, and `benign_masks` beside `benign`.
       system: folders of the system, and hidden ones.
       hidden: hidden files.
       again: (folder, folder with the same contents that was looked into before), by links.
@@ -66,7 +66,8 @@ class Listing:
     def used(self, file: str) -> None:
         """Takes a file that was read, such as a table, from the `others`."""
         folder, _, name = file.rpartition("/")
-        self.others[folder] -= Counter([suffix_of(name)])
+        if folder in self.others:
+            self.others[folder] -= Counter([suffix_of(name)])
 
     def left_out(self) -> tuple[str, ...]:
         """All that is not in `paths`, for people to read."""
@@ -173,13 +174,21 @@ def _scan(folder: Path, below: str, found: Listing) -> tuple[list[str], dict[str
         raise RunError(f"cannot read the folder {shown(str(folder / below))}: {reason(error)}") from error
     if others:
         found.others[shown(below)] = others
-    if any(name.casefold() in IMAGE_FOLDERS for name in folders):
-        masks = sorted(name for name in folders if name.casefold() in MASK_FOLDERS)
-        found.mask_folders += [shown(prefix + name) for name in masks]
-        folders = [name for name in folders if name not in masks]
+    masks = _mask_folders(folders)
+    found.mask_folders += [shown(prefix + name) for name in masks]
+    folders = [name for name in folders if name not in masks]
     for listed in (found.system, found.hidden):
         listed.sort()
     return folders, images
+
+
+def _mask_folders(folders: Sequence[str]) -> list[str]:
+    """Such as `masks` beside `images`, and `benign_masks` beside `benign`."""
+    matches = {name: _MASK.fullmatch(name) for name in folders}
+    masks = {name for name, match in matches.items() if match and match[1] in matches}
+    if any(name.casefold() in IMAGE_FOLDERS for name in folders):
+        masks |= {name for name in folders if name.casefold() in MASK_FOLDERS}
+    return sorted(masks)
 
 
 def _without_masks(images: Mapping[str, int], prefix: str, found: Listing) -> Iterable[str]:

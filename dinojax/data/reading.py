@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -60,8 +59,9 @@ def read_records(
         stands there under two names; a fold lists an image twice; or all images have the same label.
     """
     path = Path(data).expanduser()
-    if shown(str(path)) != str(path):
-        raise UsageError(f"--data {shown(data)}: its name is not UTF-8; rename it")
+    for name, value in (("data", data), ("data_root", data_root)):
+        if value is not None and shown(value) != value:
+            raise UsageError(f"--{name} {shown(value)}: its name is not UTF-8; rename it")
     if data.startswith("tfds:"):
         raise UsageError(f"--data {data}: TFDS data sets are not read; give a folder of images or a CSV manifest")
     base = Path(data_root).expanduser() if data_root else None
@@ -69,7 +69,7 @@ def read_records(
         raise UsageError(f"--data_root {data_root}: no such folder")
     wanted = Wanted(labelled, uncertain, path_column, label_column)
     try:
-        records = _reader(path, data, base, wanted)()
+        records = _read(path, data, base, wanted)
     except OSError as error:
         raise RunError(f"--data {data}: cannot read {error.filename or data}: {reason(error)}") from error
     if records.misnamed and on_bad_file == "stop":
@@ -84,26 +84,26 @@ def read_records(
     return records
 
 
-def _reader(path: Path, data: str, base: Path | None, wanted: Wanted) -> Callable[[], Records]:
-    """What reads a path of this kind."""
+def _read(path: Path, data: str, base: Path | None, wanted: Wanted) -> Records:
+    """By the first kind that matches; labels are text."""
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(
                 f"--data {data}: as a file, only a table is read ({', '.join(SUFFIXES)}); give a folder of images or "
                 "a CSV manifest"
             )
-        return lambda: read_table(path, base or path.parent, wanted).records
+        return read_table(path, base or path.parent, wanted).records
     if not path.is_dir():
         raise UsageError(f"--data {data}: no such file or folder")
     if wanted.labelled and fold_tables(path):
-        return lambda: _with_unlisted(path, *read_fold_files(path, base or path, wanted))
+        return _with_unlisted(path, *read_fold_files(path, base or path, wanted))
     if manifest := find_manifest(path, wanted):
-        return lambda: _with_unlisted(path, *read_table(manifest, base or path, wanted))
+        return _with_unlisted(path, *read_table(manifest, base or path, wanted))
     options = {"data_root": base, "path_column": wanted.path_column, "label_column": wanted.label_column}
     for name, value in options.items():
         if value:
             raise UsageError(f"--{name} {value}: {data} has no manifest.csv; name the table itself with --data")
-    return lambda: read_class_folders(path) if wanted.labelled else read_images(path)
+    return read_class_folders(path) if wanted.labelled else read_images(path)
 
 
 def _with_unlisted(folder: Path, records: Records, inodes: np.ndarray) -> Records:

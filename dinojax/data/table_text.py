@@ -2,7 +2,7 @@
 
 import codecs
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +37,16 @@ class Text(NamedTuple):
             with self.file.open(encoding=self.encoding, newline="") as opened:
                 reader = csv.reader(opened, delimiter=self.separator, skipinitialspace=self.separator == " ")
                 for values in reader:
-                    if any(stripped := [value.strip() for value in values]):
+                    stripped = [value.strip() for value in values]
+                    if any(stripped) and (reader.line_num > 1 or not _is_excels(stripped)):
                         yield reader.line_num, stripped
         except (OSError, UnicodeError, csv.Error) as error:
             raise RunError(f"{self.file}: not readable as CSV in {self.encoding.upper()}: {error}") from error
+
+
+def _is_excels(cells: Sequence[str]) -> bool:
+    """Whether a line is `sep=;`, which tells Excel the separator."""
+    return len(cells[0]) <= len("sep=;") and cells[0].startswith("sep=") and not any(cells[1:])
 
 
 def encoding_of(file: Path) -> str:

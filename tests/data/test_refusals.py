@@ -294,8 +294,28 @@ CLASS_FOLDERS = {
         {**classes("breast/images"), "breast/Manifest.csv": ""},
         unusable("breast/Manifest.csv lists the images below", "/breast/Manifest.csv"),
     ),
+    "a table in every part": Case(
+        {
+            **images("train/1.png", "test/1.png"),
+            "train/metadata.csv": "file_name,label\n",
+            "test/metadata.csv": "file_name,label\n",
+        },
+        unusable("test/metadata.csv, train/metadata.csv list the images below", "--data"),
+    ),
     "parts below the classes": Case(
-        classes("a/train", "a/test", "b/train", "b/test"), unusable("are parts below the classes", "manifest.csv")
+        classes("a/train", "a/test", "b/train", "b/test"),
+        unusable("b/train, b/test read like parts below the classes", "manifest.csv"),
+    ),
+    "folds below the classes": Case(
+        classes("a/fold1", "a/fold2", "b/fold1"),
+        unusable("a/fold1, a/fold2, b/fold1 read like parts below the classes"),
+    ),
+    "folders of masks by their names": Case(
+        classes("a", "b", "a_masks"),
+        Read("class folders", AB, 4, left_out=("folders of masks beside images: a_masks",)),
+    ),
+    "a spreadsheet beside a folder of images": Case(
+        {**classes("images"), "labels.xlsx": b""}, unusable("images reads", "save the .xlsx file as CSV", "--data")
     ),
     "one class": Case(classes("a"), wrong("all 2 images are of one class, 'a'")),
     "one class, the other unread": Case(
@@ -405,6 +425,10 @@ TABLES = {
         {**table("path;label;size", "1.png;a;1,5", "2.png;b;2,5"), **TWO},
         Read("/manifest.csv (separated by semicolons)", AB, 2, unread=("size",), tables=1),
     ),
+    "semicolons, told to Excel": Case(
+        {**table("sep=;", "path;label", "1.png;a", "2.png;b"), **TWO},
+        Read("/manifest.csv (separated by semicolons)", AB, 2, tables=1),
+    ),
     "UTF-16": Case(
         {**table("path\tlabel", "1.png\ta", "2.png\tb", encoding="utf-16"), **TWO},
         Read("/manifest.csv (separated by tabs; UTF-16)", AB, 2, tables=1),
@@ -483,6 +507,10 @@ TABLES = {
         {**table("path,label_Edema,label_edema", "1.png,0,1", "2.png,1,0"), **TWO},
         wrong("'label_Edema'", "'label_edema'"),
     ),
+    "two columns of paths, an image missing": Case(
+        {**table("path,filename,label", "/x/1.png,1.png,a", "/x/9.png,9.png,b", "/x/2.png,2.png,b"), **TWO},
+        wrong("row 3: there is no image", "/9.png"),
+    ),
     "labels 1 and 1.0": Case(
         {**table("path,label", "1.png,1", "2.png,0", "3.png,1.0"), **SIX},
         wrong("label '1.0'", "row 4", "'1'", "row 2", "two spellings"),
@@ -505,7 +533,7 @@ TABLES = {
     "a patient that is none": Case(
         {**table("path,label,patient", "1.png,a,7", "2.png,b,nan"), **TWO}, wrong("row 3", "patient 'nan'", "missing")
     ),
-    "an image by its absolute path": Case(
+    "an image by another spelling of its path": Case(
         {**table("path,label", "1.png,a", "sub/../1.png,b"), **TWO, "sub": FOLDER},
         wrong("row 3: sub/../1.png is listed before as 1.png, in row 2"),
     ),

@@ -153,6 +153,13 @@ def test_missing_files_are_found_by_listing_and_singly(
         assert files.look_up(tmp_path, ["a/1.PNG", "A/1.png"])[0] == [0, 1]
 
 
+def test_an_absolute_path_is_the_same_image(tmp_path: Path) -> None:
+    absolute = tmp_path / "0.png"
+    data = write_manifest(tmp_path, ("path", "label"), ("1.png", "a"), ("0.png", "a"), (str(absolute), "b"))
+    with pytest.raises(RunError, match=rf"row 4: {absolute} is listed before as 0.png, in row 3; keep one row"):
+        read(data)
+
+
 def test_fold_files_may_have_several_labels(tmp_path: Path) -> None:
     data = write_manifest(tmp_path, ("path",))
     paths = [f"{number}.png" for number in range(6)]
