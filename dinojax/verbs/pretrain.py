@@ -14,7 +14,7 @@ from dinojax.dino import assembly
 from dinojax.dino.loop import teacher_params, train
 from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
-from dinojax.dino.outputs import leave_figures
+from dinojax.dino.outputs import leave_figures, leave_verdict
 from dinojax.errors import UsageError
 from dinojax.look import sheets
 from dinojax.protocols.starting_point import with_model_of_init
@@ -88,4 +88,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         stack.callback(batches.close)  # type: ignore[attr-defined]
         state = train(run, state, batches, monitor, checkpoints, show=show, save_best=save)
         save(teacher_params(mesh, state), steps, "model")
+        if lead:
+            print(leave_verdict(out, config))
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")

@@ -101,6 +101,9 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
     for figure in ("crops.png", "curves.png"):
         with Image.open(finished / "figures" / figure) as image:
             assert min(image.size) > 200
+    told = (finished / "verdict.txt").read_text().splitlines()
+    assert re.match(r"(little learned|nothing learned|learned).*log\(prototypes\) is 4\.16", told[0])
+    assert re.match(r"the features .*: probe \d\.\d+ at the start.*best .* at step \d; pixels alone reach", told[1])
     model = load_transformer(finished / "model")
     x = dinojax.preprocess(np.zeros((1, 56, 56, 3), np.uint8), model)
     assert model(x).pooled.shape == (1, 32)
