@@ -6,8 +6,8 @@ import pytest
 
 from dinojax.dino.verdict import verdict
 
-# Local and global DINO term, entropy of the targets and of their mean, for K = 1024 (log K = 6.93). The first is the end
-# of laptop.yaml on brain MRI (BENCHMARKS.md), the others what runs look like that did not get there.
+# Local and global DINO term, entropy of the targets and of their mean, for K = 1024 (log K = 6.93). The first is the
+# end of laptop.yaml on brain MRI (BENCHMARKS.md), the others what runs look like that did not get there.
 RECORDED = {
     "learned": (1.71, 4.14, 4.41, 6.5),
     "little learned yet": (2.0, 4.92, 6.61, 6.8),
