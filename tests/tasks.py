@@ -12,9 +12,9 @@ from dinojax.reporting.predictions import case_rows, read_predictions, write_pre
 from dinojax.reporting.selection import Criterion, Selection, assemble
 from dinojax.runs.files import write_json, write_text
 
-TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
-TINY += ["--model.image_size", "28", "--model.channels", "1", "--image_size", "28"]
-TINY += ["--threads", "0", "--classifier.hidden", "8"]
+SMALL = ["--image_size", "28", "--threads", "0", "--classifier.hidden", "8"]
+TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2", *SMALL]
+TINY += ["--model.image_size", "28", "--model.channels", "1"]
 
 
 def write_task(folder: Path, classes: tuple[str, ...] = ("benign", "malignant"), per_class: int = 6) -> Path:

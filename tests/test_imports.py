@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "dino.loop": {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
-    "dino.outputs": {"errors", "config", "data", "reporting", "runs.files"},
+    "dino.outputs": {"errors", "config", "runs", "data", "dino", "reporting", "runs.files"},
     "verbs": {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "reporting"),
         *("protocols", "look", "dino.assembly", "dino.monitor", "dino.outputs", "dino.loop", "runs.files"),

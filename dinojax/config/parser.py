@@ -49,7 +49,8 @@ def parse(config: type[T], arguments: Sequence[str], verb: str) -> T:
       verb: its first word names the folder of its presets.
 
     Raises:
-      UsageError: an unknown key, a wrong type, a missing key, a value out of its bounds or an unreadable file, by name.
+      UsageError: an unknown key, a wrong type, a missing key, a value out of its bounds or an unreadable file, by name;
+        or a key of `model` on the command line of a run that has its model from `init`.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"dinojax {verb}", allow_abbrev=False, formatter_class=_HelpFormatter)
@@ -62,7 +63,11 @@ def parse(config: type[T], arguments: Sequence[str], verb: str) -> T:
         parser.add_argument(name, help=field.metadata["positional"], nargs="+" if several else None)
     parser.add_class_arguments(config, nested_key=None, skip=set(by_place))
     values = parser.instantiate(parser.parse_args(list(_prepared(arguments, verb, dict(_lists(hints))))))
-    return config(**{field.name: _plain(values[field.name]) for field in dataclasses.fields(config)})  # type: ignore[arg-type]
+    made = config(**{field.name: _plain(values[field.name]) for field in dataclasses.fields(config)})  # type: ignore[arg-type]
+    unused = [key for key in (argument.partition("=")[0] for argument in arguments) if key.startswith("--model.")]
+    if unused and (init := getattr(made, "init", None)) is not None:
+        raise UsageError(f"--init {init} brings its own model, which {unused[0]} cannot change; leave one of them out")
+    return made
 
 
 def presets(verb: str) -> dict[str, Path]:

@@ -73,11 +73,12 @@ def train(
             stopping = monitor.stop if together else stop.name is not None
             save = run.saved[done - 1] or stopping
             if save or evaluated[done - 1]:
-                better = monitor.flush(teacher)
+                better, began = monitor.flush(teacher), time.perf_counter()
                 if better:
                     save_best(teacher(), done)
                 if save or better:
                     checkpoints.save(done, state, monitor.best[0] if better and monitor.best else None, monitor.suspect)
+                monitor.leave_out(time.perf_counter() - began)
             if stopping and done < steps:
                 who = stop.name or "another process was asked to stop"
                 raise Stopped(f"{who} at step {done}: the state is saved, and the same command resumes")

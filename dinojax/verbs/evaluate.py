@@ -12,6 +12,7 @@ from dinojax.data.decode import list_skipped
 from dinojax.data.facts import render
 from dinojax.data.records import Fold
 from dinojax.protocols import assembly, knn, recipes
+from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.protocols.study import Score, Study, is_finished, summarise
 from dinojax.runs.directory import check_config, lock, write_config
 
@@ -45,6 +46,7 @@ PROTOCOLS: dict[type[FrozenConfig], FrozenProtocol] = {
 def main(config: FrozenConfig) -> Path:
     """Runs a protocol on frozen features; the same command resumes."""
     out, protocol = Path(config.out), PROTOCOLS[type(config)]
+    config = with_model_of_init(config)
     check_config(config, out, parser.names(config.accept_changes), CHANGEABLE)
     if is_finished(out):
         return out

@@ -11,6 +11,7 @@ from dinojax.data.facts import render
 from dinojax.errors import Stopped
 from dinojax.protocols import assembly, recipes
 from dinojax.protocols.finetuning import make_grid
+from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.protocols.study import Scored, Unit, is_finished, summarise
 from dinojax.protocols.task import Task
 from dinojax.runs.directory import check_config, lock, write_config
@@ -23,6 +24,7 @@ CHANGEABLE = ("data", "data_root")
 def main(config: FinetuneConfig) -> Path:
     """Runs a fine-tuning, or resumes it."""
     out, settings = Path(config.out), make_grid(config.lrs, config.batch_sizes)
+    config = with_model_of_init(config)
     check_config(config, out, parser.names(config.accept_changes), CHANGEABLE)
     if is_finished(out):
         return out

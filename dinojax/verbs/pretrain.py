@@ -14,9 +14,10 @@ from dinojax.dino import assembly
 from dinojax.dino.loop import teacher_params, train
 from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
-from dinojax.dino.outputs import leave_figures
+from dinojax.dino.outputs import leave_figures, leave_verdict
 from dinojax.errors import UsageError
 from dinojax.look import sheets
+from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import check_config, lock, pin_data, write_config
 from dinojax.runs.files import read_json, write_json
@@ -32,6 +33,7 @@ def main(config: PretrainConfig) -> Path:
 
 def pretrain(config: PretrainConfig, lead: bool) -> None:
     """One process of a run; the lead process writes everything but the others' shares of the checkpoints."""
+    config = with_model_of_init(config)
     out, accepted = Path(config.out), parser.names(config.accept_changes)
     check_config(config, out, accepted)
     run = assembly.assemble(config, resuming=any((out / "checkpoints").glob("[0-9]*")))
@@ -86,4 +88,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         stack.callback(batches.close)  # type: ignore[attr-defined]
         state = train(run, state, batches, monitor, checkpoints, show=show, save_best=save)
         save(teacher_params(mesh, state), steps, "model")
+        if lead:
+            print(leave_verdict(out, config))
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")

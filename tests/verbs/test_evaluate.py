@@ -16,11 +16,11 @@ from dinojax import create_model, load_model, preprocess, save_model
 from dinojax.errors import RunError, UsageError
 from dinojax.models.store import read_params
 from dinojax.verbs import run as run_verb
-from tests.tasks import TINY, write_multilabel_task, write_task
+from tests.tasks import SMALL, write_multilabel_task, write_task
 
 LABELS = ("edema", "effusion", "nodule", "rare")
 KNN = ["--image_size", "28", "--threads", "0", "--folds", "3"]
-FINETUNE = [*TINY, "--folds", "3", "--epochs", "1", "--lrs", "[1e-3]", "--batch_sizes", "[4]"]
+FINETUNE = [*SMALL, "--folds", "3", "--epochs", "1", "--lrs", "[1e-3]", "--batch_sizes", "[4]"]
 
 
 @pytest.fixture(scope="module")

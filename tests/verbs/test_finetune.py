@@ -29,13 +29,14 @@ from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
 from dinojax.verbs import run as run_verb
 from tests.fitting import BINARY, FOLD, LABELS, Fitted, fit, make_images, steps_of
-from tests.tasks import TINY, write_task
+from tests.tasks import SMALL, TINY, write_task
 
 GRID = ["--folds", "3", "--epochs", "2", "--lrs", "[1e-3,1e-4]", "--batch_sizes", "[4]"]
 
 
 def run(data: Path, out: Path, *more: str) -> dict[str, Any]:
-    run_verb(["finetune", *TINY, *GRID, "--data", str(data), "--out", str(out), *more])
+    form = SMALL if "--init" in more else TINY
+    run_verb(["finetune", *form, *GRID, "--data", str(data), "--out", str(out), *more])
     return json.loads((out / "results.json").read_text())
 
 
@@ -202,6 +203,7 @@ def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest
             "--accept_changes epochs: choose another --out; only data, data_root may change",
         ),
         (["--init", "nowhere"], "nowhere is not a model directory"),
+        (["--init", "x", "--model.width", "64"], r"--init x brings its own model, which --model\.width cannot change"),
     ],
 )
 def test_refusals(task: Path, tmp_path: Path, more: list[str], message: str) -> None:

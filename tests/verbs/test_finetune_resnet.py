@@ -28,7 +28,7 @@ from dinojax.protocols import assembly
 from dinojax.protocols.finetuning import Setting, make_steps, predict
 from dinojax.verbs import run as run_verb
 from tests.fitting import BINARY, FOLD, LABELS, fit, make_images, steps_of
-from tests.tasks import TINY, write_task
+from tests.tasks import SMALL, TINY, write_task
 
 IMAGES = make_images(32)
 
@@ -125,7 +125,7 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
     data, model, out = write_task(tmp_path / "breast"), tiny(name), tmp_path / "run"
     model.preprocessing = Preprocessing(256, (0.4, 0.5, 0.6), (1.0, 0.5, 1.0), order="BGR")
     save_model(tmp_path / "init", model)
-    command = [*TINY, "--data", str(data), "--out", str(out), "--init", str(tmp_path / "init"), "--image_size", "32"]
+    command = [*SMALL, "--data", str(data), "--out", str(out), "--init", str(tmp_path / "init"), "--image_size", "32"]
     command += ["--normalisation", normalisation, "--lrs", "[1e-3]", "--batch_sizes", "[4]", "--epochs", "1"]
     run_verb(["finetune", *command, "--folds", "3"])
     results = json.loads((out / "results.json").read_text())

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax import nnx
 from PIL import Image
 
@@ -57,11 +58,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PAIRS = list(zip(TINY[::2], TINY[1::2], strict=True))
+FORMLESS = [part for pair in PAIRS if not pair[0].startswith("--model.") for part in pair]  # the model is that of init
 FACTS = ("model", "heads", "probe", "precision", "work")
 
 
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    return [*TINY, "--data", str(data), "--out", str(out), *more]
+    return [*(FORMLESS if "--init" in more else TINY), "--data", str(data), "--out", str(out), *more]
 
 
 def probe(data: Path) -> list[str]:
@@ -98,6 +101,9 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
     for figure in ("crops.png", "curves.png"):
         with Image.open(finished / "figures" / figure) as image:
             assert min(image.size) > 200
+    told = (finished / "verdict.txt").read_text().splitlines()
+    assert re.match(r"(little learned|nothing learned|learned).*log\(prototypes\) is 4\.16", told[0])
+    assert re.match(r"the features .*: probe \d\.\d+ at the start.*best .* at step \d; pixels alone reach", told[1])
     model = load_transformer(finished / "model")
     x = dinojax.preprocess(np.zeros((1, 56, 56, 3), np.uint8), model)
     assert model(x).pooled.shape == (1, 32)
@@ -318,11 +324,19 @@ def test_continuing_a_model_keeps_its_form_and_its_head(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(images, tmp_path, "--init", str(finished / "model"), "--steps", "1")
-    run_verb(["pretrain", *given, "--model.width", "64", "--loss.ibot_weight", "0"])
+    preset = tmp_path / "preset.yaml"  # its section of another model has no effect, and is not recorded
+    preset.write_text("model: {name: vits14, width: 64, channels: 1}\n")
+    given = [*given, "--config", str(preset), "--loss.ibot_weight", "0"]
+    run_verb(["pretrain", *given])
     assert f"dino_head: continues that of {finished / 'model'}" in capsys.readouterr().out
     assert json.loads((tmp_path / "facts.json").read_text())["heads"] == [
         f"dino_head: continues that of {finished / 'model'}"
     ]
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
+    form = {"name": "vitt14", "width": 32, "depth": 1, "heads": 2, "image_size": 56, "channels": 3, "mlp": "gelu"}
+    assert recorded == form | {"layer_scale": None}
+    with pytest.raises(UsageError, match=r"optim\.lr was 0\.001, is 0\.02; choose"):  # and nothing else has changed
+        run_verb(["pretrain", *given, "--optim.lr", "0.02"])
     assert dinojax.load_model(tmp_path / "model").width == 32
     assert metrics(tmp_path)[0]["ibot"] == 0
 
@@ -363,11 +377,12 @@ def test_projection_heads_are_not_left_out(images: Path, finished: Path, tmp_pat
         (["--steps", "many"], "steps"),
         (["--model.name", "vits16"], "vits16"),
         (["--init", "nowhere"], "nowhere is not a model directory"),
+        (["--init", "x", "--model.width", "64"], r"--init x brings its own model, which --model\.width cannot change"),
     ],
 )
 def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        run_verb(["pretrain", *command(images, tmp_path / "run"), *arguments])
+        run_verb(["pretrain", *command(images, tmp_path / "run", *arguments)])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
