@@ -31,9 +31,8 @@ from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
 from dinojax.protocols.features import extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
-from dinojax.protocols.study import Study, Unit, name_of
+from dinojax.protocols.study import Study, Unit, name_of, summarise
 from dinojax.protocols.task import Task
-from dinojax.reporting.render import number
 from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
@@ -185,7 +184,7 @@ def run_pixels(study: Study, small_images: np.ndarray) -> None:
     )
     if not (baseline.out / "results.json").exists():
         results = baseline.run(pixels.protocol(small_images, study.labels, study.task))
-        print(f"baseline, {method}: mean AUC {number(results['selection']['mean_auc'])}", flush=True)
+        print(f"baseline, {method}: {summarise(results)}", flush=True)
 
 
 def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> tuple[Classifier, dict[str, float]]:

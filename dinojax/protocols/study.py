@@ -244,12 +244,15 @@ def name_of(init: str | None) -> str:
 
 
 def summarise(results: Mapping[str, Any]) -> str:
-    """One line of a run's results: both selections."""
-    parts = [
-        f"{name} {mean_and_sd_text(found)}, pooled {number(found['pooled_auc'])}"
-        for name, found in results["selections"].items()
-        if found is not None
-    ]
+    """One line of a run's results: both selections, which are the same where there is one setting."""
+    parts = []
+    for name, found in results["selections"].items():
+        if found is not None:
+            text = f"{mean_and_sd_text(found)}, pooled {number(found['pooled_auc'])}"
+            right = found["pooled_accuracy"]
+            parts.append((name, text if right is None else f"{text}, accuracy {right:.3f}"))
     aucs = [number(entry["auc"]) for entry in results["selection"]["folds"]]
     spread = "mean ± SD" if len(aucs) > 1 else "AUC"
-    return f"AUC by fold {', '.join(aucs)}; {spread} by selection: {'; '.join(parts)}"
+    if len(results["settings"]) == 1:
+        return f"AUC by fold {', '.join(aucs)}; {spread} {parts[0][1]}"
+    return f"AUC by fold {', '.join(aucs)}; {spread} by selection: {'; '.join(map(' '.join, parts))}"

@@ -148,6 +148,14 @@ def averaging_text(asked: Sequence[Question]) -> str | None:
     return f"unweighted (macro) mean of the {len(asked)} labels' AUCs, each over the cases where it is known"
 
 
+def accuracy(rows: pd.DataFrame, classes: Sequence[str]) -> float | None:
+    """Share of the cases whose most probable class is theirs; None of several labels, or without cases."""
+    if "label" not in rows or rows.empty:
+        return None
+    predicted = np.asarray(classes, object)[rows[score_columns(classes)].to_numpy().argmax(axis=1)]
+    return float((predicted == rows["label"].to_numpy()).mean())
+
+
 def select_rows(table: pd.DataFrame, split: str, chosen: Mapping[int, str]) -> pd.DataFrame:
     """The rows of one split as each fold's chosen setting predicted them."""
     return of_settings(pd.DataFrame(table.loc[table["split"] == split]), chosen)

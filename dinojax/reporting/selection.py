@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from dinojax.errors import RunError
-from dinojax.reporting.predictions import questions, select_rows
+from dinojax.reporting.predictions import accuracy, questions, select_rows
 from dinojax.reporting.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
 
 Selection = Literal["nested", "published"]
@@ -68,14 +68,15 @@ def summarise(test: pd.DataFrame, folds: Sequence[int], classes: Sequence[str]) 
     """AUCs of test rows that hold every fold's cases once; None where a fold lacks a class.
 
     Returns:
-      `{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc}`, the pooled one of all folds' cases together; where there
-      is more than one question, each fold has `label_auc` too, `{name: auc}`, and the whole
+      `{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc, pooled_accuracy}`, the pooled ones of all folds' cases
+      together, the accuracy None of several labels; where there is more than one question, each fold has `label_auc` too, `{name: auc}`, and the whole
       `{name: {mean_auc, sd_auc, pooled_auc}}`.
     """
     asked = {fold: questions(pd.DataFrame(test.loc[test["fold"] == fold]), classes) for fold in folds}
     pooled = questions(test, classes)
     entries: list[dict[str, Any]] = [{"fold": fold, "auc": roc_auc(asked[fold])} for fold in folds]
     summary = {"folds": entries, **_spread([entry["auc"] for entry in entries], roc_auc(pooled))}
+    summary["pooled_accuracy"] = accuracy(test, classes)
     if len(pooled) > 1:
         for entry in entries:
             entry["label_auc"] = {question.name: question_auc(question) for question in asked[entry["fold"]]}

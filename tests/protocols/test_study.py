@@ -26,7 +26,8 @@ def test_a_starting_point_is_named_by_its_folder_or_run(init: str | None, name: 
 
 def results(folds: list[float | None], mean: float | None, sd: float | None) -> dict[str, Any]:
     found = {"folds": [{"auc": auc} for auc in folds], "mean_auc": mean, "sd_auc": sd, "pooled_auc": 0.8}
-    return {"selection": found, "selections": {"nested": found, "published": None}}
+    found["pooled_accuracy"] = 0.7
+    return {"settings": [{}, {}], "selection": found, "selections": {"nested": found, "published": None}}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,16 @@ def results(folds: list[float | None], mean: float | None, sd: float | None) -> 
 )
 def test_the_line_of_results_invents_no_spread(found: dict[str, Any], line: str) -> None:
     assert summarise(found).startswith(line)
+
+
+def test_the_line_of_one_setting_names_no_selection() -> None:
+    found = results([0.7, 0.8], 0.75, 0.07)
+    found["settings"], found["selections"]["published"] = [{}], found["selection"]
+    line = "AUC by fold 0.700, 0.800; mean ± SD 0.750 ± 0.070, pooled 0.800, accuracy 0.700"
+    assert summarise(found) == line
+    for selection in found["selections"].values():
+        selection["pooled_accuracy"] = None
+    assert summarise(found) == line.removesuffix(", accuracy 0.700")
 
 
 def test_a_fine_tuned_classifier_is_named_by_its_run_wherever_it_lies(tmp_path: Path) -> None:
