@@ -69,8 +69,8 @@ def summarise(test: pd.DataFrame, folds: Sequence[int], classes: Sequence[str]) 
 
     Returns:
       `{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc, pooled_accuracy}`, the pooled ones of all folds' cases
-      together, the accuracy None of several labels; where there is more than one question, each fold has `label_auc` too, `{name: auc}`, and the whole
-      `{name: {mean_auc, sd_auc, pooled_auc}}`.
+      together, the accuracy None of several labels; where there is more than one question, each fold has `label_auc`
+      too, `{name: auc}`, and the whole `{name: {mean_auc, sd_auc, pooled_auc}}`.
     """
     asked = {fold: questions(pd.DataFrame(test.loc[test["fold"] == fold]), classes) for fold in folds}
     pooled = questions(test, classes)
