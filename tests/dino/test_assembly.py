@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,11 +22,11 @@ FORMS = {
 }
 
 
-def views(channels: int) -> dict[str, np.ndarray]:
+def views(channels: int) -> dict[str, jax.Array]:
     drawn = np.random.default_rng(channels)
     crops = {"globals": (3, 2, 28, 28, channels), "locals": (3, 1, 14, 14, channels)}
     batch = {name: drawn.integers(0, 256, shape, np.uint8) for name, shape in crops.items()}
-    return batch | {"place": np.arange(3, dtype=np.uint32)}
+    return {name: jnp.asarray(array) for name, array in batch.items()} | {"place": jnp.arange(3, dtype=jnp.uint32)}
 
 
 @pytest.mark.parametrize("given", [1, 3])
