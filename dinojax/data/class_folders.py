@@ -159,9 +159,11 @@ def _contents(listing: Listing, name: str) -> str:
     again = dict(listing.again)
     if name in again:
         return f"shows the same folder as {again[name]}"
-    if others := listing.others_below(name):
-        return f"holds no image that is read ({kinds(others)})"
-    return "is empty"
+    found = [kinds(others)] if (others := listing.others_below(name)) else []
+    left_out = {"masks": listing.masks, "hidden files": listing.hidden, "names that are not UTF-8": listing.misnamed}
+    counts = {what: sum(path.startswith(f"{name}/") for path in paths) for what, paths in left_out.items()}
+    found += [f"{count} {what}" for what, count in counts.items() if count]
+    return f"holds no image that is read ({', '.join(found)})" if found else "is empty"
 
 
 def _check_tables(folder: Path, listing: Listing) -> None:
@@ -169,6 +171,8 @@ def _check_tables(folder: Path, listing: Listing) -> None:
     tables: dict[str, Path] = {}
     for name in [name for name, counts in listing.others.items() if name and ".csv" in counts]:
         below = folder / name
+        if not below.is_dir():  # its name is no UTF-8
+            continue
         if below.name == "dataframe" and below.parent != folder and fold_tables(below.parent):
             tables[name] = below.parent
         elif manifest := find_manifest(below, Wanted(labelled=True)):

@@ -254,6 +254,9 @@ CLASS_FOLDERS = {
     "a class of files without suffix": Case(
         {**classes("a", "b"), "c/IM0001": ""}, unusable("c holds no image that is read (1 without suffix)")
     ),
+    "a class of hidden files": Case(
+        {**classes("a", "b"), "c/._1.png": ""}, unusable("c holds no image that is read (1 hidden files)")
+    ),
     "an empty class": Case({**classes("a", "b"), "c": FOLDER}, unusable("c is empty")),
     "an empty class in one part": Case(
         {**classes("train/a", "train/b", "test/a"), "test/b": FOLDER}, unusable("test/b is empty")
@@ -629,6 +632,7 @@ def test_names_that_are_no_utf_8_are_refused_or_left_out(tmp_path: Path, labelle
     (tmp_path / "a" / odd).touch()
     (tmp_path / "b" / os.fsdecode(b"\xe9")).mkdir()
     (tmp_path / "b" / os.fsdecode(b"\xe9") / "1.png").touch()
+    (tmp_path / "b" / os.fsdecode(b"\xe9") / "notes.csv").touch()
     with pytest.raises(RunError, match=r"2 files have names that are not UTF-8, such as a/b\\udcf6se.png; rename"):
         read_records(str(tmp_path), labelled=labelled)
     records = read_records(str(tmp_path), labelled=labelled, on_bad_file="skip")
