@@ -15,6 +15,7 @@ from sklearn.metrics import roc_curve
 
 from dinojax.reporting.predictions import Question
 from dinojax.reporting.statistics import question_auc
+from dinojax.runs.files import replacing
 
 # Okabe & Ito's colours, which most colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -120,7 +121,9 @@ class Panel(NamedTuple):
     """Place at which the first curve is marked."""
 
 
-def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0) -> None:
+def plot_metrics(
+    metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0, targets: int | None = None
+) -> None:
     """Curves of a pre-training run, a panel each, with what they would be if nothing were learned.
 
     Args:
@@ -128,28 +131,35 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float 
       path: PNG to write.
       prototypes: K; at log K targets and predictions are uniform.
       dino_weight: that the logged DINO terms were multiplied by.
+      targets: of a batch, two for each image; the share of prototypes that they can use is drawn beside that used.
+
+    Raises:
+      RunError: the file cannot be written.
     """
     lines = [line for line in metrics.read_text().splitlines() if line.strip()]
     if not lines:
         return
     table = pd.json_normalize([json.loads(line) for line in lines]).set_index("step")
-    panels = metrics_panels(table, prototypes, dino_weight)
+    panels = metrics_panels(table, prototypes, dino_weight, targets)
     if not panels:
         return
     figure, axes = _panels(len(panels), 3 if len(panels) <= 9 else 4, (4.4, 3.1), "Pre-training")
     for axis, panel in zip(axes, panels, strict=True):
         _draw(axis, panel)
-    figure.savefig(path, dpi=110)
+    with replacing(path, "wb") as file:  # it may be looked at while it is drawn anew
+        figure.savefig(file, format="png", dpi=110)
 
 
-def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0) -> list[Panel]:
+def metrics_panels(
+    table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0, targets: int | None = None
+) -> list[Panel]:
     """What there is to draw of a run; a panel without any values is left out.
 
     Args:
       table: the lines of `metrics.jsonl`, by step; what stands under `time` as columns `time.…`. Only columns that
         are known are read, and none has to be there.
       prototypes: K.
-      dino_weight: as of `plot_metrics`.
+      dino_weight, targets: as of `plot_metrics`.
     """
     found = {str(name): pd.Series(table[name]).replace([np.inf, -np.inf], np.nan).dropna() for name in table.columns}
     terms = ("dino_local", "dino_global", "ibot", "koleo")
@@ -159,6 +169,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
     def pick(*names: str) -> dict[str, pd.Series]:
         return {name: found[name] for name in names if name in found}
 
+    most = {f"most that {targets} targets can use": min(targets / prototypes, 1.0)} if targets else {}
     uniform = {"log K: nothing learned": float(np.log(prototypes))}
     dino = pick("dino_local", "dino_global")
     total = {"local + global": pd.concat(dino, axis=1).dropna().sum(axis=1) / dino_weight} if dino else {}
@@ -180,7 +191,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
         Panel("Entropy of the targets (nats)", pick("target_entropy", "mean_target_entropy"), uniform),
         Panel("iBOT loss", pick("ibot")),
         Panel("KoLeo loss", pick("koleo")),
-        Panel("Share of the prototypes used", pick("prototypes_used")),
+        Panel("Share of the prototypes used", pick("prototypes_used"), most),
         Panel("Spread of the class tokens (1: even)", pick("feature_std"), {"0: collapse": 0.0}),
         Panel("Effective rank of the class tokens", pick("effective_rank"), {"1: collapse": 1.0}),
         Panel("Gradient norms before clipping", pick(*(name for name in found if name.startswith("grad_norm")))),
