@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from dinojax import processes, sharding, tree
 from dinojax.config import parser
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
+from dinojax.data.duplicates import equal_files
 from dinojax.dino import assembly
 from dinojax.dino.loop import Hooks, teacher_params, train
 from dinojax.dino.modules import save_teacher
@@ -78,7 +80,8 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
             stack.callback(leave_figures, out, curves, lambda: [*run.headers.bad, *source.skipped])
         size = config.batch_size
-        monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators)
+        equal = partial(equal_files, source.records)
+        monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators, equal)
         monitor.replay(read_metrics(out / "metrics.jsonl") if resumed else [], start)
         print(f"resuming after step {start} of {steps}" if start else f"{steps} steps of {size} images", flush=True)
 

@@ -391,6 +391,15 @@ def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[
     assert not (tmp_path / "run").exists()
 
 
+def test_black_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "data" / f"{number}.png")
+    with pytest.raises(RunError, match=r"single value 0 .*0\.png"):
+        run_verb(["pretrain", *command(tmp_path / "data", tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_untrained_head_starts_at_log_k(assembled: Pretraining) -> None:
     """Both DINO terms together are log K when student and teacher say nothing: all weights of the head are zero.
 
