@@ -2,7 +2,9 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 from dinojax.data.records import Records
 
@@ -35,3 +37,10 @@ def find_duplicates(records: Records) -> list[list[int]]:
                 continue
             by_content[content, size, frame].append(index)
     return sorted(group for group in by_content.values() if len(group) > 1)
+
+
+def equal_files(records: Records, places: Sequence[int] | np.ndarray) -> str:
+    """The first of these images that are equal, `a.png = b.png`, or an empty text; a place that occurs twice is one."""
+    chosen = records.take(np.unique(places))
+    groups = find_duplicates(chosen)
+    return " = ".join(str(chosen.paths[place]) for place in groups[0][:2]) if groups else ""

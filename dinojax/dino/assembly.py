@@ -18,6 +18,7 @@ from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PhotometryConfig, PretrainConfig
 from dinojax.data import pipeline
+from dinojax.data.contrast import check_contrast
 from dinojax.data.decode import Headers, check_headers
 from dinojax.data.facts import Facts, render
 from dinojax.data.reading import read_records
@@ -248,7 +249,7 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
 
     Raises:
       UsageError: they are fewer than a batch; or there are none.
-      RunError: the processes of a run have different images or configurations.
+      RunError: they show nothing, or all the same; or the processes of a run have different images or configurations.
     """
     records = read_records(
         config.data,
@@ -261,6 +262,7 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
     if len(records) < config.batch_size:
         what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
         raise UsageError(f"{what}; lower it")
+    check_contrast(records)
     own = ("distributed", "threads", "workers", "cache_gib")
     common = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in own}
     processes.check_agreement({"configuration": json.dumps(common), "images": json.dumps(records.paths.tolist())})

@@ -50,6 +50,7 @@ class Monitor:
         paths: Sequence[str] | np.ndarray,
         batch_size: int,
         evaluators: Sequence[Evaluator] = (),
+        equal: Callable[[np.ndarray], str] = lambda rows: "",
     ) -> None:
         """A monitor at the beginning of a run.
 
@@ -61,13 +62,14 @@ class Monitor:
           paths: of the images, which the batches' rows are places in.
           batch_size: B, of all processes.
           evaluators: measure before the first step and where they are due; at most one has a score.
+          equal: names equal images among those of a batch's rows.
         """
         self.note, self.stop = "", False
         self.best: tuple[float, int] | None = None
         self._start: float | None = None
         self._first: dict[str, Any] = {}
         self._out, self._log, self._guard, self._logged, self._paths = out, log, guard, logged, paths
-        self._batch_size, self._evaluators = batch_size, evaluators
+        self._batch_size, self._evaluators, self._equal = batch_size, evaluators, equal
         scored = [evaluator for evaluator in evaluators if evaluator.score]
         if len(scored) > 1:
             raise ValueError(f"only one score can decide which teacher is the best, not {[e.score for e in scored]}")
@@ -159,7 +161,7 @@ class Monitor:
         self.stop = bool(values.pop("stop"))
         self._waited += pending.waited
         self._steps += 1
-        if reason := not_finite(step, values):
+        if reason := not_finite(step, values, lambda: self._equal(pending.rows)):
             self._fail(reason, pending)
         if not self._logged[step - 1]:
             return

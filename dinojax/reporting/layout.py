@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dinojax.reporting.lettering import DPI, wrapped
+from dinojax.runs.files import replacing
 
 WIDTH = 7.2
 """Inches of a figure of the report: with `DPI` the width of its page, and little more than that of printed A4."""
@@ -86,4 +87,5 @@ class Sheet:
         self._title.set_y(1 - _GAP / height)
         for place, axis in enumerate(self.axes):
             axis.set_position(self._place(place, height - bottoms[place // self._columns], height))
-        self._figure.savefig(path)
+        with replacing(path, "wb") as file:  # it may be looked at while it is drawn anew
+            self._figure.savefig(file, format="png")

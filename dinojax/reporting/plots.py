@@ -67,7 +67,9 @@ class Panel(NamedTuple):
     """Place at which the first curve is marked."""
 
 
-def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0) -> None:
+def plot_metrics(
+    metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0, targets: int | None = None
+) -> None:
     """Curves of a pre-training run, a panel each, with what they would be if nothing were learned.
 
     Args:
@@ -75,12 +77,16 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float 
       path: PNG to write.
       prototypes: K; at log K targets and predictions are uniform.
       dino_weight: that the logged DINO terms were multiplied by.
+      targets: of a batch, two for each image; the share of prototypes that they can use is drawn beside that used.
+
+    Raises:
+      RunError: the file cannot be written.
     """
     lines = [line for line in metrics.read_text().splitlines() if line.strip()]
     if not lines:
         return
     table = pd.json_normalize([json.loads(line) for line in lines]).set_index("step")
-    panels = metrics_panels(table, prototypes, dino_weight)
+    panels = metrics_panels(table, prototypes, dino_weight, targets)
     if not panels:
         return
     columns = 3 if len(panels) <= 9 else 4
@@ -94,14 +100,16 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float 
         sheet.save(path)
 
 
-def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0) -> list[Panel]:
+def metrics_panels(
+    table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0, targets: int | None = None
+) -> list[Panel]:
     """What there is to draw of a run; a panel without any values is left out.
 
     Args:
       table: the lines of `metrics.jsonl`, by step; what stands under `time` as columns `time.…`. Only columns that
         are known are read, and none has to be there.
       prototypes: K.
-      dino_weight: as of `plot_metrics`.
+      dino_weight, targets: as of `plot_metrics`.
     """
     found = {str(name): pd.Series(table[name]).replace([np.inf, -np.inf], np.nan).dropna() for name in table.columns}
     terms = ("dino_local", "dino_global", "ibot", "koleo")
@@ -111,6 +119,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
     def pick(*names: str) -> dict[str, pd.Series]:
         return {name: found[name] for name in names if name in found}
 
+    most = {f"most that {targets} targets can use": min(targets / prototypes, 1.0)} if targets else {}
     uniform = {"log K: nothing learned": float(np.log(prototypes))}
     dino = pick("dino_local", "dino_global")
     total = {"local + global": pd.concat(dino, axis=1).dropna().sum(axis=1) / dino_weight} if dino else {}
@@ -132,7 +141,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
         Panel("Entropy of the targets (nats)", pick("target_entropy", "mean_target_entropy"), uniform),
         Panel("iBOT loss", pick("ibot")),
         Panel("KoLeo loss", pick("koleo")),
-        Panel("Share of the prototypes used", pick("prototypes_used")),
+        Panel("Share of the prototypes used", pick("prototypes_used"), most),
         Panel("Spread of the class tokens (1: even)", pick("feature_std"), {"0: collapse": 0.0}),
         Panel("Effective rank of the class tokens", pick("effective_rank"), {"1: collapse": 1.0}),
         Panel("Gradient norms before clipping", pick(*(name for name in found if name.startswith("grad_norm")))),

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,11 +11,12 @@ from dinojax import processes, sharding, tree
 from dinojax.config import parser
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
+from dinojax.data.duplicates import equal_files
 from dinojax.dino import assembly
-from dinojax.dino.loop import teacher_params, train
+from dinojax.dino.loop import Hooks, teacher_params, train
 from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
-from dinojax.dino.outputs import leave_figures, leave_verdict
+from dinojax.dino.outputs import Curves, leave_figures, leave_verdict
 from dinojax.errors import UsageError
 from dinojax.look import sheets
 from dinojax.protocols.starting_point import with_model_of_init
@@ -42,6 +44,8 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         return
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
     paths = source.records.paths.tolist()
+
+    curves = Curves(out, config)
 
     def save(params: tree.Params, step: int, name: str = "model_best") -> None:
         if lead:
@@ -74,19 +78,18 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             write_json(out / "facts.json", known | run.facts)
             (out / "figures").mkdir(exist_ok=True)
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
-            stack.callback(leave_figures, out, config, lambda: [*run.headers.bad, *source.skipped])
+            stack.callback(leave_figures, out, curves, lambda: [*run.headers.bad, *source.skipped])
         size = config.batch_size
-        monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators)
+        equal = partial(equal_files, source.records)
+        monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators, equal)
         monitor.replay(read_metrics(out / "metrics.jsonl") if resumed else [], start)
-        print(
-            f"{steps} steps of {size} images on {mesh.size} {jax.default_backend()} device(s)"
-            + (f"; resuming after step {start}" if start else "")
-        )
+        print(f"resuming after step {start} of {steps}" if start else f"{steps} steps of {size} images", flush=True)
 
         left = itertools.islice(run.read_batches(start), steps - start)
         batches = pipeline.prefetch(left, lambda batch: (sharding.put_batch(mesh, batch), batch["index"]))
         stack.callback(batches.close)  # type: ignore[attr-defined]
-        state = train(run, state, batches, monitor, checkpoints, show=show, save_best=save)
+        hooks = Hooks(show, save, curves.redraw if lead else None)
+        state = train(run, state, batches, monitor, checkpoints, hooks)
         save(teacher_params(mesh, state), steps, "model")
         if lead:
             print(leave_verdict(out, config))

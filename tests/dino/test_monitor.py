@@ -3,14 +3,18 @@
 import csv
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinojax.config.pretrain import GuardConfig
+from dinojax.data.duplicates import equal_files
+from dinojax.data.reading import read_records
 from dinojax.dino import monitor as monitoring
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.health import Guard
@@ -87,6 +91,24 @@ def test_a_value_that_is_not_finite_stops_the_run_and_names_the_files(tmp_path: 
         rows = list(csv.DictReader(file))
     assert rows == [{"step": "2", "path": PATHS[place]} for place in range(2, 10)]
     assert lines(tmp_path) == []
+
+
+def test_equal_images_of_the_batch_are_named_where_koleo_fails(tmp_path: Path) -> None:
+    for name, value in (("0.png", 1), ("1.png", 2), ("2.png", 1), ("3.png", 3)):
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / name)
+    records = read_records(str(tmp_path), labelled=False)
+    assert equal_files(records, np.array([1, 3, 3])) == ""
+    guard = Guard(GuardConfig(), prototypes=64, warmup_steps=1)
+    equal = partial(equal_files, records)
+    for rows, advice in (
+        ([0, 1, 2, 3], r"equal images \(0\.png = 2\.png\).*remove the copies"),
+        ([0, 1, 3], "lower optim"),
+    ):
+        monitor = Monitor(tmp_path, None, guard, np.ones(STEPS, bool), records.paths.tolist(), 4, equal=equal)
+        values = {name: jnp.asarray(value) for name, value in (WELL | {"koleo": float("inf")}).items()}
+        monitor.record(1, values, np.array(rows), waited=0.0)
+        with pytest.raises(RunError, match=rf"koleo is inf at step 1; .*{advice}"):
+            monitor.flush(teacher)
 
 
 def test_a_constant_teacher_stops_the_run(tmp_path: Path) -> None:

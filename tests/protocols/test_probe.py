@@ -176,6 +176,9 @@ def test_curves_are_of_what_a_run_has(tmp_path: Path) -> None:
     assert panels["DINO loss"].curves["local + global"].to_dict() == dict.fromkeys(range(1, 8), 6.0)
     weighted = {panel.title: panel for panel in metrics_panels(table, prototypes=1024, dino_weight=0.5)}
     assert weighted["DINO loss"].curves["local + global"].to_dict() == dict.fromkeys(range(1, 8), 12.0)
+    table = table.assign(prototypes_used=0.05)
+    panels = {panel.title: panel for panel in metrics_panels(table, 1024, targets=64)} | panels
+    assert list(panels["Share of the prototypes used"].references.values()) == [64 / 1024]
     assert panels["Share of the time waiting for data"].curves["data_wait / seconds"].to_dict()[3] == 0.25
 
 

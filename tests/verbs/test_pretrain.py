@@ -30,6 +30,7 @@ from dinojax.config.pretrain import PretrainConfig
 from dinojax.dino import assembly, memory
 from dinojax.dino.assembly import Pretraining
 from dinojax.dino.evaluators import Evaluator, every
+from dinojax.dino.outputs import Curves
 from dinojax.dino.state import TrainState
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.store import load_transformer, read_description, read_params
@@ -248,9 +249,12 @@ def test_model_best_is_the_teacher_of_the_best_score(
     """By an evaluator that neither the monitor nor the loop knows."""
     scores = Scores(0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6)
     evaluator = Evaluator("rehearsal", every(6, 1), scores, scores, score="rehearsed")
+    drawn: list[int] = []
+    monkeypatch.setattr(Curves, "redraw", lambda curves: drawn.append(len(metrics(tmp_path))))
     monkeypatch.setattr(assembly, "make_evaluators", lambda *given: ((evaluator,), "rehearsal"))
     run_verb(["pretrain", *command(images, tmp_path, "--keep_checkpoints", "1")])
     assert [line["rehearsed"] for line in metrics(tmp_path)] == [0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6]
+    assert drawn == [2, 3, 4, 5, 6, 7]
     assert read_description(tmp_path / "model_best")["source"]["step"] == "2"
     for path, array in read_params(tmp_path / "model_best").items():
         np.testing.assert_array_equal(array, scores.teachers[2][f"backbone.{path}"], err_msg=path)
@@ -384,6 +388,15 @@ def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[
     with pytest.raises(UsageError, match=message) as caught:
         run_verb(["pretrain", *command(images, tmp_path / "run", *arguments)])
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_black_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "data" / f"{number}.png")
+    with pytest.raises(RunError, match=r"single value 0 .*0\.png"):
+        run_verb(["pretrain", *command(tmp_path / "data", tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 
