@@ -132,8 +132,8 @@ def test_every_auc_is_scikit_learns(kind: str, tmp_path: Path) -> None:
         if kind == "multi-label":
             assert stated["pooled_accuracy"] is None
         else:
-            scores = mine[[f"score_{name}" for name in results["classes"]]]
-            predicted = [str(name).removeprefix("score_") for name in scores.idxmax(axis=1)]
+            scores = mine[[f"score_{name}" for name in results["classes"]]].to_numpy()
+            predicted = [results["classes"][place] for place in scores.argmax(axis=1)]
             assert stated["pooled_accuracy"] == accuracy_score(mine["label"], predicted)
         for name, value in each.items():
             assert stated["label_auc"][name]["pooled_auc"] == pytest.approx(value, abs=1e-12)

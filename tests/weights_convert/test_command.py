@@ -298,7 +298,7 @@ def test_a_projection_head_goes_beside_its_backbone_and_is_continued(
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert after.pop(name) == {"file": source.name, "sha256": digest, "layout": f"dinov2_{name}"}
     assert after == before
-    made = make_projections({name: HeadConfig(**form)}, 32, str(directory), seed=0)[name]
+    made = make_projections({name: HeadConfig(**form)}, 32, str(directory), seed=0)[0][name]
     np.testing.assert_array_equal(made.mlp[1].kernel[...], head["mlp.2.weight"].T)
     np.testing.assert_array_equal(made.last_layer.weight_g[...], np.arange(1, 129))
     np.testing.assert_array_equal(made.last_layer.weight_v[...], head["last_layer.weight_v"].T)
