@@ -99,7 +99,14 @@ def test_no_number_lacks_bounds_by_oversight() -> None:
         words = (str, bool)
         named = {field for field, value in flatten(config).items() if not isinstance(value, words)}
         texts = {"init", "data_root", "group_regex", "task", "starting_point", "positive_class", "model.mlp"}
-        texts |= {"uncertain", "probe.data", "probe.data_root", "probe.group_regex", "distributed.coordinator"}
+        texts |= {
+            "log_to",
+            "uncertain",
+            "probe.data",
+            "probe.data_root",
+            "probe.group_regex",
+            "distributed.coordinator",
+        }
         assert named - texts - UNBOUNDED == {key for whose, key in EXPECTED if whose is config}
 
 
