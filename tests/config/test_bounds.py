@@ -62,6 +62,7 @@ for config, groups in (
         FINETUNE,
         (
             (SEED, "seed"),
+            (SEED, "fold_seed"),
             (ABOVE_0, "folds image_size epochs model.width model.depth model.heads model.image_size"),
             (FROM_0, "weight_decay threads fsdp classifier.hidden augment.rotation augment.shear augment.shift"),
             (SHARE, "augment.horizontal_flip"),
