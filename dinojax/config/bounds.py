@@ -90,14 +90,14 @@ def check(config: object, section: str = "") -> None:
       section: what the keys in messages begin with, such as `optim.`.
 
     Raises:
-      UsageError: names the key, its value and what it must be; a tuple must not be empty.
+      UsageError: names the key, its value and what it must be; a tuple must not be empty, unless it is so by default.
     """
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         key, value = f"{section}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             check(value, f"{key}.")
-        elif value == ():
+        elif value == () != field.default:
             raise UsageError(f"{key} is empty; give at least one value")
         elif value is not None:
             several = isinstance(value, tuple)

@@ -216,6 +216,8 @@ class PretrainConfig:
     steps: PositiveInt | None = None
     """Length of the run in steps; the schedules and their warm-ups are stretched or squeezed to it."""
     log_every: PositiveInt = 10
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Services that get the metrics too, beside `metrics.jsonl`; each needs its extra, as in `dinojax[tensorboard]`."""
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     """So many of the newest are kept, and the best by the probe."""

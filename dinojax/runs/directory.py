@@ -21,7 +21,7 @@ from dinojax.runs.files import free_path, reason, write_json, write_text
 # Where a run is stored, which machines it uses, what it keeps and which files it may skip change no result.
 _NOT_COMPARED = (
     *("out", "accept_changes", "on_bad_file", "keep_checkpoints"),
-    *("check", "threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
+    *("check", "log_to", "threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
 )
 
 
@@ -87,6 +87,8 @@ def check_config(
         advice = "choose another --out"
         if changeable is None or set(changed) <= set(changeable):
             advice += f", or resume with --accept_changes {','.join(changed)}"
+            if refused == ["data"]:
+                advice += ", which a folder that was moved or renamed needs: the images are compared by relative paths"
         raise UsageError(f"{directory} holds a run with another configuration: {listed}; {advice}")
 
 
@@ -133,9 +135,13 @@ def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read ({reason(error)}); remove it if the images are the same") from error
     if same:
+        if accept:
+            print(f"the images are those that the run in {directory} began with, by their relative paths", flush=True)
         return
+    counts = f"{images} then, {len(paths)} now" if images != len(paths) else f"{images}, but other paths or order"
+    if before and accept:
+        print(f"from now on the run in {directory} has other images: {counts}", flush=True)
     if before and not accept:
-        counts = f"{images} then, {len(paths)} now" if images != len(paths) else f"{images}, but other paths or order"
         raise UsageError(
             f"the images are not those that the run in {directory} began with ({counts}); "
             "put them back, choose another --out, or resume with --accept_changes data"

@@ -24,6 +24,7 @@ from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import check_config, lock, pin_data, write_config
 from dinojax.runs.files import read_json, write_json
 from dinojax.runs.metrics import MetricsLog, read_metrics
+from dinojax.runs.trackers import check_trackers, open_trackers
 
 
 def main(config: PretrainConfig) -> Path:
@@ -38,6 +39,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     config = with_model_of_init(config)
     out, accepted = Path(config.out), parser.names(config.accept_changes)
     check_config(config, out, accepted)
+    check_trackers(config.log_to)
     run = assembly.assemble(config, resuming=any((out / "checkpoints").glob("[0-9]*")))
     run = assembly.compile_step(run, config)
     if config.check:
@@ -77,7 +79,8 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             known = read_json(out / "facts.json") if resumed and (out / "facts.json").exists() else {}
             write_json(out / "facts.json", known | run.facts)
             (out / "figures").mkdir(exist_ok=True)
-            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
+            track = open_trackers(config.log_to, out, parser.flatten(config), start) if config.log_to else None
+            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None, track))
             stack.callback(leave_figures, out, curves, lambda: [*run.headers.bad, *source.skipped])
         size = config.batch_size
         equal = partial(equal_files, source.records)

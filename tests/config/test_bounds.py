@@ -99,7 +99,7 @@ def test_no_number_lacks_bounds_by_oversight() -> None:
         words = (str, bool)
         named = {field for field, value in flatten(config).items() if not isinstance(value, words)}
         texts = {"init", "data_root", "group_regex", "task", "starting_point", "positive_class", "model.mlp"}
-        texts |= {"uncertain", "path_column", "label_column", "distributed.coordinator"}
+        texts |= {"log_to", "uncertain", "path_column", "label_column", "distributed.coordinator"}
         texts |= {f"probe.{name}" for name in ("data", "data_root", "group_regex", "path_column", "label_column")}
         assert named - texts - UNBOUNDED == {key for whose, key in EXPECTED if whose is config}
 
