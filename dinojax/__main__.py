@@ -1,5 +1,7 @@
 """`dinojax VERB`, or `python -m dinojax VERB`."""
 
+import atexit
+import contextlib
 import importlib.metadata
 import io
 import os
@@ -76,7 +78,19 @@ def use_huge_pages() -> None:
 def command() -> None:
     """The installed command `dinojax`."""
     use_huge_pages()
-    sys.exit(main())
+    status = 1  # of an error that shows its traceback
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    # Registered first, so called last. Before 3.14 the interpreter's own end kills threads that still wait for it, which
+    # aborts the process where one of them is in C++: a run that has saved its state would not end with its status.
+    atexit.register(leave)
+    status = main()
+    sys.exit(status)
 
 
 if __name__ == "__main__":
