@@ -86,7 +86,7 @@ def command() -> None:
                 stream.flush()
         os._exit(status)
 
-    # Registered first, so called last. Before Python 3.14 the interpreter's own end kills threads that still wait for it,
+    # Registered first, so called last. Before Python 3.14 the interpreter's own end kills the threads that wait for it,
     # which aborts the process where one of them is in C++: a run that saved its state would not end with its status.
     atexit.register(leave)
     status = main()
