@@ -1,11 +1,15 @@
-"""`python -m dinojax VERB`: a verb is a module of `dinojax.verbs`, imported only when it is asked for."""
+"""`dinojax VERB`, or `python -m dinojax VERB`."""
 
-import importlib
+import atexit
+import contextlib
+import importlib.metadata
+import io
 import os
 import sys
 from pathlib import Path
 
 from dinojax.errors import RunError
+from dinojax.verbs import VERBS, run
 
 # glibc uses huge pages, and keeps freed memory for the next step, only if these are set before the process starts.
 HUGE_PAGES = (
@@ -15,31 +19,25 @@ HUGE_PAGES = (
 
 _LESS_MEMORY = "lower batch_size; or, in pretrain, raise accumulate and groups, or spread the state with fsdp"
 
-VERBS = {
-    "demo": "the main job on phantoms: pre-train, score two starting points, report",
-    "phantoms": "write a phantom data set: images, manifest, fold files",
-    "pretrain": "self-supervised pre-training; the same command resumes it",
-    "finetune": "fine-tune one starting point on every fold with every setting",
-    "evaluate": "score one starting point's frozen features on every fold: evaluate knn",
-    "report": "one table and its plots from several runs",
-}
-
 
 def main() -> int:
     """Runs a verb. Returns 0 done, 1 failed, 2 wrong arguments, 3 stopped by a signal with the state saved."""
+    for stream in (sys.stdout, sys.stderr):  # file names and signs that the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: python -m dinojax VERB ... (each with --help; --debug shows tracebacks)\n")
-        print("\n".join(f"  {verb:<10} {line}" for verb, line in VERBS.items()))
+        print("usage: dinojax VERB ... (each with --help; --debug shows tracebacks; --version)\n")
+        print("\n".join(f"  {name:<{max(map(len, VERBS))}}  {verb.line}" for name, verb in VERBS.items()))
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print("\n".join(f"{name} {importlib.metadata.version(name)}" for name in ("dinojax", "jax", "flax")))
+        return 0
     verb = arguments[0]
-    if verb not in VERBS:
-        print(f"dinojax: there is no verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
-        return 2
     try:
-        importlib.import_module(f"dinojax.verbs.{verb}").main(arguments[1:])
+        run(arguments)
     except RunError as error:
         if debug:
             raise
@@ -48,7 +46,10 @@ def main() -> int:
     except OSError as error:
         if debug:
             raise
-        print(f"dinojax {verb}: {error}", file=sys.stderr)
+        where = (
+            f": {error.filename}" if error.filename else "; is the disk full that --out or the temporary folder is on?"
+        )
+        print(f"dinojax {verb}: {error.strerror or error}{where}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:  # XLA's own errors are RuntimeErrors
         if debug or not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
@@ -74,6 +75,23 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The installed command `dinojax`."""
     use_huge_pages()
-    sys.exit(main())
+    status = 1  # of an error that shows its traceback
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    # Registered first, so called last. Before Python 3.14 the interpreter's own end kills the threads that wait for it,
+    # which aborts the process where one of them is in C++: a run that saved its state would not end with its status.
+    atexit.register(leave)
+    status = main()
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    command()

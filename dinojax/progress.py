@@ -1,5 +1,6 @@
 """Progress of long work: a bar in a terminal, or a line for every twentieth of it where output goes to a file."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,12 +23,17 @@ def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[[int, st
     console = Console()
     if not console.is_terminal:
         every, shown = max(total // 20, 1), completed
+        first: tuple[int, float] | None = None  # from its end on: the first step may have compiled
 
         def line(done: int, note: str = "") -> None:
-            nonlocal shown
+            nonlocal shown, first
+            now = time.monotonic()
+            first = first or (done, now)
             if done // every > shown // every or done == total:
                 shown = done
-                print(f"{what} {done}/{total} {note}".rstrip(), flush=True)
+                seconds = (now - first[1]) / max(done - first[0], 1) * (total - done)
+                left = f"{duration(seconds)} left" if first[0] < done < total else ""
+                print(", ".join(filter(None, (f"{what} {done}/{total}", left, note))), flush=True)
 
         yield line
         return
@@ -39,3 +45,10 @@ def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[[int, st
             progress.update(task, completed=done, note=note)
 
         yield update
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `14:05`, or `3:14:05` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -94,10 +94,6 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def gather(mesh: Mesh, arrays: T) -> T:
-    """The arrays whole on every device."""
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(arrays)
-
-
-def local(arrays: T) -> T:
-    """This process' copy of arrays that are the same on every device, on one of its devices."""
-    return jax.tree.map(lambda array: array.addressable_data(0), arrays)
+    """The arrays whole, on one of this process' devices; all processes call it together."""
+    whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(arrays)
+    return jax.tree.map(lambda array: array.addressable_data(0), whole)

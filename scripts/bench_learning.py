@@ -91,8 +91,8 @@ def features(
     )
     found = extract(model, batches)
     return {
-        "class token": (found.pooled[train], found.pooled[test]),
-        "mean patch": (found.mean_patch[train], found.mean_patch[test]),
+        "class token": (found["class_token"][train], found["class_token"][test]),
+        "mean patch": (found["mean_patch"][train], found["mean_patch"][test]),
     }
 
 

@@ -34,7 +34,7 @@ from dinojax.data.decode import check_headers
 from dinojax.data.reading import read_records
 from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
-from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, to_channels
 
 PRESET = Path(__file__).parents[1] / "configs" / "pretrain" / "medidino_code.yaml"
 TARGETS = {"grey": 5.0}
@@ -93,11 +93,12 @@ def dinojax_batches(records: Records, config: PretrainConfig, batch: int) -> Ite
         seed=0,
         threads=0,
     )
-    augment = jax.jit(
-        lambda views: augment_views(
-            views, jax.random.key(0), config.photometry, IMAGENET_MEAN, IMAGENET_STD, channels=3
-        )
-    )
+
+    @jax.jit
+    def augment(views: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        augmented = augment_views(views, jax.random.key(0), config.photometry)
+        return tuple(normalise(to_channels(view, 3), Preprocessing()) for view in augmented)
+
     for views in batches:
         yield jax.block_until_ready(augment({name: jax.device_put(array) for name, array in views.items()}))
 

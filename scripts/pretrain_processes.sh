@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several pre-training processes on this machine that train one model together.
 #
-#   scripts/pretrain_processes.sh 2 --config configs/pretrain/laptop.yaml --data images/ --out runs/ssl
+#   scripts/pretrain_processes.sh 2 --config laptop --data images/ --out runs/ssl
 #
 # Each process has devices of its own: of N GPUs, process i takes GPU i. Ctrl-C and SIGTERM stop all of them, the state
 # saved. On several machines, run the command below once on each: with the first one's HOST:PORT as coordinator, and

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dinojax.report.predictions import case_rows, read_predictions, write_predictions
-from dinojax.report.selection import Criterion, Selection, assemble
+from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.selection import Criterion, Selection, assemble
 from dinojax.runs.files import write_json, write_text
 
-TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"]
-TINY += ["--model.image_size", "28", "--model.channels", "1", "--image_size", "28"]
-TINY += ["--threads", "0", "--classifier.hidden", "8"]
+SMALL = ["--image_size", "28", "--threads", "0", "--classifier.hidden", "8"]
+TINY = ["--model.name", "vitt14", "--model.width", "32", "--model.depth", "1", "--model.heads", "2", *SMALL]
+TINY += ["--model.image_size", "28", "--model.channels", "1"]
 
 
 def write_task(folder: Path, classes: tuple[str, ...] = ("benign", "malignant"), per_class: int = 6) -> Path:
@@ -74,8 +74,9 @@ def finished_run(
     folds_seed: int = 0,
     protocol: str = "finetune",
     recipe: dict[str, Any] | None = None,
+    folds: int = 3,
 ) -> Path:
-    """A run's directory with made-up scores, two settings and three folds, as a protocol leaves it.
+    """A run's directory with made-up scores, two settings and three folds or fewer, as a protocol leaves it.
 
     `finetune` has epochs, a validation loss to select by and a history; `knn` has none of them.
     """
@@ -87,26 +88,29 @@ def finished_run(
         settings = [{"setting": f"k{k}", "k": k} for k in (5, 10)]
     recipe = recipe or (FINETUNE if epochs else KNN)
     criterion: Criterion = "val_loss" if epochs else "val_auc"
-    _write_run(out, manifest, folds_seed, facts, settings, recipe, selection, criterion, rng)
+    _write_run(out, manifest, range(1, folds + 1), folds_seed, facts, settings, recipe, selection, criterion, rng)
     if epochs:
         rows = [
             {"setting": setting["setting"], "fold": fold, "epoch": epoch, "train_loss": 0.8 - epoch / 10}
             | {"val_loss": 0.7 - epoch / 10}
             for setting in settings
-            for fold in (1, 2, 3)
+            for fold in range(1, folds + 1)
             for epoch in (1, 2)
         ]
         pd.DataFrame(rows).to_csv(out / "history.csv", index=False)
     facts |= {"starting_point": "pixels", "protocol": "pixels"}
     setting, recipe = {"setting": "logistic_pixels_32"}, {"classifier": "logistic regression", "image_size": 32}
     rng = np.random.default_rng(1)
-    _write_run(out / "pixels", manifest, folds_seed, facts, [setting], recipe, "nested", "val_auc", rng)
+    _write_run(
+        out / "pixels", manifest, range(1, folds + 1), folds_seed, facts, [setting], recipe, "nested", "val_auc", rng
+    )
     return out
 
 
 def _write_run(
     out: Path,
     manifest: pd.DataFrame,
+    folds: Sequence[int],
     folds_seed: int,
     facts: dict[str, Any],
     settings: Sequence[dict[str, Any]],
@@ -134,7 +138,7 @@ def _write_run(
     slices = manifest["patient_id"].map(ranks.get).to_numpy() % 3
     rows, kept = [], {}
     for setting in settings:
-        for fold in (1, 2, 3):
+        for fold in folds:
             kept[fold, setting["setting"]] = {"epoch": 2, "val_loss": rng.uniform()} if criterion == "val_loss" else {}
             for split, part in (("val", fold % 3), ("test", fold - 1)):
                 chosen = np.flatnonzero(slices == part)

@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "schedules": set(),
     "sharding": {"errors"},
+    "costs": set(),
     "optim": {"tree"},
     "processes": {"errors", "config"},
     "runs.files": {"errors"},
@@ -25,27 +26,30 @@ ROOMS: dict[str, set[str]] = {
     "augment": {"config"},
     "data": {"errors", "seeds", "progress", "runs.files", "augment.geometry"},
     "dino": {"errors", "tree", "seeds", "config", "schedules", "optim", "models"},
-    "report": {"errors", "runs.files"},
+    "reporting": {"errors", "runs.files"},
     "protocols": {
-        *("errors", "tree", "seeds", "config", "progress", "sharding", "optim", "runs.files"),
-        *("models", "data", "augment", "report"),
+        *("errors", "tree", "seeds", "config", "progress", "sharding", "costs", "optim", "runs.files"),
+        *("models", "data", "augment", "reporting"),
     },
-    "look": {"tree", "models", "augment.geometry", "data", "report", "protocols"},
+    "look": {"tree", "models", "augment.geometry", "data", "reporting", "protocols"},
     "dino.evaluators": {"tree", "protocols"},
+    "dino.facts": {"config", "costs", "models", "data", "dino"},
     "dino.assembly": {
-        *("errors", "seeds", "config", "sharding", "processes", "models", "data", "augment", "dino"),
-        *("dino.evaluators", "protocols"),
+        *("errors", "seeds", "config", "costs", "sharding", "processes", "models", "data", "augment", "dino"),
+        *("dino.evaluators", "dino.facts", "protocols"),
     },
     "dino.monitor": {"errors", "tree", "runs", "runs.files", "dino", "dino.evaluators"},
     "dino.loop": {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
+    "dino.outputs": {"errors", "config", "runs", "data", "dino", "reporting", "runs.files"},
     "verbs": {
-        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "report"),
-        *("protocols", "look", "dino.assembly", "dino.monitor", "dino.loop", "runs.files"),
+        *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "reporting"),
+        *("protocols", "look", "dino.assembly", "dino.monitor", "dino.outputs", "dino.loop", "runs.files"),
     },
-    "dinojax": {"models"},  # the package itself: its public interface
-    "__main__": {"errors"},
+    "api": {"config", "verbs"},
+    "dinojax": {"models", "api"},  # the package itself: its public interface
+    "__main__": {"errors", "verbs"},
 }
 
 

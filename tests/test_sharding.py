@@ -93,7 +93,7 @@ def test_fsdp_spreads_what_is_large() -> None:
     placed = sharding.put_state(mesh, state)
     shapes = {name: array.addressable_shards[0].data.shape for name, array in placed.items()}
     assert shapes == {"kernel": (96, 100), "bias": (400,), "odd": (99, 101), "step": ()}
-    whole = sharding.local(sharding.gather(mesh, placed))
+    whole = sharding.gather(mesh, placed)
     assert whole["kernel"].shape == (96, 400)
     assert len(whole["kernel"].devices()) == 1
 

@@ -15,7 +15,7 @@ from dinojax.models.store import read_description, write_model
 from dinojax.runs.files import write_json
 from weights_convert import inspection, readers, writers
 from weights_convert.backbones import Converted
-from weights_convert.layouts import linear_head_fits, recognise_source
+from weights_convert.layouts import linear_head_fits, projection_head_fits, recognise_source
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,12 +29,12 @@ def convert_file(
     """Writes the model in a weight file as a model directory, whole or not at all.
 
     Projection heads of a training checkpoint are kept beside the backbone (`dino_head.safetensors`), so that
-    pre-training can continue with them. A published linear head is written into the model directory of its backbone,
-    which must exist.
+    pre-training can continue with them. A published linear or projection head by itself is written into the model
+    directory of its backbone, which must exist.
 
     Args:
       source: a file or Hugging Face folder, of any kind that `readers.read_file` reads.
-      directory: where to; it must not exist, or be empty; of a linear head, a model directory.
+      directory: where to; it must not exist, or be empty; of a head by itself, a model directory.
       heads: number of attention heads, for widths that no published model has.
       part: which model of a training checkpoint to take.
 
@@ -53,7 +53,9 @@ def convert_file(
         origin = {"file": source.resolve().name if source.is_dir() else source.name}
         origin |= {"sha256": read.sha256(), "layout": converted.layout}
         if converted.arguments is None:
-            _write_linear_head(converted, origin, directory)
+            if heads is not None:
+                raise UsageError("is a head by itself, which has no attention; leave out --heads")
+            _write_head(converted, origin, directory)
             return converted
     except RunError as error:
         raise type(error)(f"{source}: {error}") from None
@@ -73,28 +75,48 @@ def convert_file(
     return converted
 
 
-def _write_linear_head(converted: Converted, origin: dict[str, str], directory: Path) -> None:
-    """Puts a published linear head beside its backbone: `linear_head.safetensors`, named in `model.json`."""
+def _write_head(converted: Converted, origin: dict[str, str], directory: Path) -> None:
+    """Puts a head beside its backbone: `linear_head.safetensors`, for example, named in `model.json`."""
+    ((name, head),) = converted.heads.items()
+    what = "linear head" if name == "linear_head" else "projection head"
     if not (directory / "model.json").is_file():
-        raise UsageError(f"is a linear head; name the model directory of its backbone, which {directory} is not")
+        raise UsageError(f"is a {what}; name the model directory of its backbone, which {directory} is not")
     description = read_description(directory)
     if "classifier" in description:
-        raise UsageError(f"is a linear head of a pre-trained backbone; {directory} is a fine-tuned classifier")
+        raise UsageError(f"is a {what} of a pre-trained backbone; {directory} is a fine-tuned classifier")
     try:
-        width, depth = (description["arguments"][name] for name in ("width", "depth"))
+        width, depth = (description["arguments"][key] for key in ("width", "depth"))
     except (KeyError, TypeError):
         raise RunError(f"fits no model in {directory}, which is not a vision transformer") from None
-    blocks = linear_head_fits(converted, width, depth)
-    path = directory / "linear_head.safetensors"
+    facts: dict[str, int] = {}
+    if name == "linear_head":
+        facts["blocks"] = linear_head_fits(converted, width, depth)
+    else:
+        projection_head_fits(head, width)
+    path = directory / f"{name}.safetensors"
     if path.exists():
         raise UsageError(f"{path} exists already; remove it to put in another")
-    description["linear_head"] = {**origin, "blocks": blocks}
-    write_arrays(path, converted.heads["linear_head"])
+    description[name] = {**origin, **facts}
+    write_arrays(path, head)
     try:
         write_json(directory / "model.json", description)
     except BaseException:
         path.unlink()
         raise
+
+
+def _told_of_head(converted: Converted, directory: Path) -> list[str]:
+    """What to print of a head that was put beside its backbone; of a projection head, how pre-training takes it up."""
+    ((name, head),) = converted.heads.items()
+    lines = [f"wrote {directory / f'{name}.safetensors'}"]
+    if name != "linear_head":
+        section = "head" if name == "dino_head" else name
+        layers = sum(path.endswith(".kernel") for path in head.shapes)
+        hidden, (bottleneck, prototypes) = head.shapes["mlp.0.kernel"][1], head.shapes["last_layer.weight_v"]
+        form = {"prototypes": prototypes, "hidden": hidden, "bottleneck": bottleneck, "layers": layers}
+        given = " ".join(f"--{section}.{key} {value}" for key, value in form.items())
+        lines.append(f"pre-training continues it with --init {directory} {given}")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,7 +181,7 @@ def _run(options: argparse.Namespace) -> list[str]:
     converted = convert_file(source, destination, options.heads, part)
     found = [f"{source}: layout {converted.layout}", *inspection.describe(converted)[1:]]
     if converted.arguments is None:
-        return [*found, f"wrote {destination / 'linear_head.safetensors'}"]
+        return [*found, *_told_of_head(converted, destination)]
     sizes = {path: math.prod(shape) for path, shape in converted.params.shapes.items()}
     statistics = sum(size for path, size in sizes.items() if path.endswith((".mean", ".var")))
     counted = f"{sum(sizes.values()) - statistics:,} parameters"

@@ -20,7 +20,6 @@ from weights_convert.mapping import Table, to_ours
 
 Tensors = Mapping[str, np.ndarray]
 
-_PATCH_SIZE = 14
 IMAGENET = Preprocessing()
 # RadImageNet's scripts, doi 10.1148/ryai.210315: Keras' caffe mode, then divided by 255; its PyTorch notebook.
 _CAFFE_MEAN = (103.939 / 255, 116.779 / 255, 123.68 / 255)
@@ -46,14 +45,14 @@ class Converted:
 
     layout: str
     """`dinov2`, `dinov2_teacher`, `dinov2_training_teacher`, `dinov2_training_student`, `hf`, `timm`, `torchvision`,
-    `radimagenet`, `keras` or `dinov2_linear_head`."""
+    `radimagenet`, `keras`, `dinov2_linear_head` or `dinov2_dino_head`."""
     name: str
     """The named size that the arguments are nearest to; empty where there is no backbone."""
     arguments: Arguments | None
     """None where there is no backbone."""
     params: LazyArrays
     heads: dict[str, LazyArrays]
-    """Heads that the file holds, by name: `dino_head` and `ibot_head`, or `linear_head` alone."""
+    """Heads that the file holds, by name: `dino_head` and `ibot_head`, or one head alone."""
     preprocessing: Preprocessing
     ignored: tuple[str, ...] = ()
     """What else the file holds and is left out: names, or `optimizer.* (12 tensors)` where there are many."""
@@ -83,12 +82,15 @@ def _vit_table(layout: str, tensors: Tensors, config: Mapping[str, Any]) -> Tabl
         # Of SwiGLU's two layers the first is twice as wide as the second reads.
         swiglu = fc1 is not None and fc2 is not None and fc2.ndim == 2 and fc1.shape[:1] == (2 * fc2.shape[1],)
         return tables.timm_table("reg_token" in tensors, swiglu)
-    return tables.dinov2_table_of(tensors)
+    if layout.startswith("dinov2"):
+        return tables.dinov2_table_of(tensors)
+    raise ValueError(f"there is no table for the layout {layout!r} of vision transformers")
 
 
 def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> tuple[str, ViTArguments]:
     """The arguments that follow from the parameters, and the named size nearest to them."""
     width, positions = shapes["cls_token"][2], shapes["pos_embed"][1]
+    patch, _, channels, _ = shapes["patch_embed.proj.kernel"]
     side = math.isqrt(max(positions - 1, 0))
     if side == 0 or side**2 != positions - 1:
         raise RunError(f"pos_embed has {positions} positions, which are not a class token and a square of patches")
@@ -101,8 +103,9 @@ def _vit_arguments(shapes: Mapping[str, tuple[int, ...]], heads: int | None) -> 
         "heads": heads or PUBLISHED_HEADS[width],
         "registers": shapes["register_tokens"][1] if "register_tokens" in shapes else 0,
         "mlp": "swiglu" if "blocks.0.mlp.w12.kernel" in shapes else "gelu",
-        "channels": shapes["patch_embed.proj.kernel"][2],
-        "image_size": side * _PATCH_SIZE,
+        "patch_size": patch,
+        "channels": channels,
+        "image_size": side * patch,
     }
 
     def distance(name: str) -> tuple[int, int]:

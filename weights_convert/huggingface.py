@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, first_of
 from dinojax.models import Preprocessing, ViTArguments
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -54,7 +54,7 @@ def _timm_arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(arguments, dict):
         return {}
     if unknown := sorted(arguments.keys() - _TIMM_ARGUMENTS):
-        raise RunError(f"{_CONFIG} gives model_args {', '.join(unknown)}, which may change what the model computes")
+        raise RunError(f"{_CONFIG} gives model_args {first_of(unknown)}, which may change what the model computes")
     return arguments
 
 
@@ -79,7 +79,7 @@ def check(config: Mapping[str, Any], arguments: ViTArguments) -> None:
     wrong = [key for key in expected if key not in _UNCHECKED and key in given and given[key] != expected[key]]
     if wrong:
         lines = [f"{key} {given[key]!r}, expected {expected[key]!r}" for key in wrong]
-        raise RunError(f"{_CONFIG} describes another model ({len(wrong)} differences): {'; '.join(lines)}")
+        raise RunError(f"{_CONFIG} describes another model ({len(wrong)} differences): {first_of(lines, 450, '; ')}")
 
 
 # Irrelevant to what a trained model computes.

@@ -55,7 +55,8 @@ def inspect_directory(directory: Path) -> str:
         f"sha256         {digest} of params.safetensors",
         f"model          {description.get('name')}",
     ]
-    for title in ("arguments", "preprocessing", "source", "linear_head", "classifier", "classes", "versions"):
+    heads = ("linear_head", "dino_head", "ibot_head")
+    for title in ("arguments", "preprocessing", "source", *heads, "classifier", "classes", "versions"):
         if value := description.get(title):
             lines.append(f"{title:<14} {_listed(value)}")
     files = sorted(path.stem for path in directory.glob("*.safetensors"))

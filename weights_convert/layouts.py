@@ -8,20 +8,25 @@ from typing import Any, Literal
 import numpy as np
 
 from dinojax import tree
-from dinojax.errors import RunError, UsageError
+from dinojax.errors import RunError, UsageError, first_of
 from dinojax.models import ViTArguments
 from dinojax.models.arrays import LazyArrays
 from weights_convert import huggingface, tables
 from weights_convert.backbones import IMAGENET, IMAGENET_KERAS, RESNETS, Converted, Tensors, resnet, vit
 from weights_convert.mapping import to_ours
+from weights_convert.others import known_model
 from weights_convert.readers import Source
 
 _PATCH_EMBED = "patch_embed.proj.weight"  # in every DINOv2 backbone, and in nothing else that is read here
 _HF_PATCH_EMBED = "embeddings.patch_embeddings.projection.weight"
 _ROOTS = ("", "model.")  # of training checkpoints
 _HF_PREFIXES = ("", "dinov2.", "dinov2_with_registers.")
+# Projection heads alone: a prefix of all names, and what the head is called in a model directory.
+_HEAD_PREFIXES = {"": "dino_head", "dino_head.": "dino_head", "head.": "dino_head", "ibot_head.": "ibot_head"}
 # What training frameworks save beside a model, and DINOv2's own code beside the student and the teacher.
 _BESIDE = r"(optimizers?|optimizer_states|(lr_)?schedulers?|scaler|iteration|loops|callbacks)(\..*)?"
+# Modules that PyTorch puts around others, at any depth: torch.compile, FSDP, activation checkpointing.
+_WRAPPERS = r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _LOSSES = r"(model\.)?(dino_loss|ibot_patch_loss|koleo_loss)\..*"
 # One of these names is in every file with a backbone.
 _MARKS = (
@@ -61,10 +66,17 @@ def recognise(
 
     Raises:
       UsageError: `heads` is needed or wrong, or the file has no student.
-      RunError: the tensors or the configuration are not those of a known model; the message lists the whole difference.
+      RunError: the tensors or the configuration are not those of a known model; the message says which other model
+        they are of, where the names tell, and how they differ.
     """
-    inner, beside = _unwrapped(tensors)
-    converted = _recognise(inner, heads, config or {}, part)
+    inner, beside = _unwrapped(_without_wrappers(tensors))
+    try:
+        converted = _recognise(inner, heads, config or {}, part)
+    except UsageError:
+        raise
+    except RunError as error:
+        other = known_model(inner, config or {})
+        raise RunError(f"seems to be {other}; that is not read here: {error}" if other else str(error)) from None
     return dataclasses.replace(converted, ignored=(*converted.ignored, *_grouped(beside)))
 
 
@@ -89,17 +101,29 @@ def _recognise(tensors: Tensors, heads: int | None, config: Mapping[str, Any], p
                 raise UsageError("a ResNet has no attention heads; leave out --heads")
             huggingface.check_timm_resnet(config)
             return resnet(known, tensors, config)
+    for prefix, name in _HEAD_PREFIXES.items():
+        inside = {of.removeprefix(prefix): array for of, array in tensors.items() if of.startswith(prefix)}
+        if len(inside) == len(tensors) and tables.is_dino_head(inside):
+            return Converted(f"dinov2_{name}", "", None, LazyArrays({}), {name: tables.dino_head(inside)}, IMAGENET)
     if tensors.keys() == {"weight", "bias"} and tensors["weight"].ndim == 2:
         head = to_ours(tensors, tables.LINEAR_HEAD)
         return Converted("dinov2_linear_head", "", None, LazyArrays({}), {"linear_head": head}, IMAGENET)
     names = [name or "one without a name" for name in tensors]
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    message = f"no DINOv2, timm, Hugging Face, torchvision or Keras model; it holds {len(names)} tensors: {shown}"
+    message = "no DINOv2, timm, Hugging Face, torchvision or Keras model; "
+    message += f"it holds {len(names)} tensors: {first_of(names, 100)}"
     for name in names:
         if any(name.endswith(f".{mark}") for mark in _MARKS):
             message += f"; {name} is part of a known model: save the state dict that it is in by itself"
             break
     raise RunError(message)
+
+
+def _without_wrappers(tensors: Tensors) -> Tensors:
+    """The tensors without the names of `_WRAPPERS`: `blocks.0._orig_mod.ls1.gamma` becomes `blocks.0.ls1.gamma`."""
+    plain = {re.sub(_WRAPPERS, "", name): array for name, array in tensors.items()}
+    if len(plain) != len(tensors):
+        raise RunError("holds the same tensor twice, inside a wrapper such as _orig_mod and outside")
+    return plain
 
 
 def _unwrapped(tensors: Tensors) -> tuple[Tensors, list[str]]:
@@ -139,6 +163,17 @@ def linear_head_fits(converted: Converted, width: int, depth: int) -> int:
     )
 
 
+def projection_head_fits(head: LazyArrays, width: int) -> None:
+    """Checks that a projection head, as `Converted.heads` has it, reads the features of a backbone of this width.
+
+    Raises:
+      RunError: it reads others.
+    """
+    first = "mlp.0.kernel"
+    if head.shapes[first][0] != width:
+        raise RunError(f"the projection head reads {head.shapes[first][0]} features, the backbone's width is {width}")
+
+
 def _training_checkpoint(tensors: Tensors, root: str, part: str, heads: int | None) -> Converted:
     """One model of a checkpoint that DINOv2's training wrote, with its projection heads; nothing may be left over."""
     names = ("backbone", "dino_head", "ibot_head")
@@ -148,13 +183,14 @@ def _training_checkpoint(tensors: Tensors, root: str, part: str, heads: int | No
     left_out = [name for name in tensors if name.startswith(other) or re.fullmatch(f"{_BESIDE}|{_LOSSES}", name)]
     known = used.union(left_out)
     if unknown := [name for name in tensors if name not in known]:
-        raise RunError(f"a {part} checkpoint with unexpected tensors ({len(unknown)}): {', '.join(unknown)}")
+        raise RunError(f"a {part} checkpoint with unexpected tensors ({len(unknown)}): {first_of(unknown)}")
     whole = root or any(name.startswith("student.") for name in tensors)
     layout = f"dinov2_training_{part}" if whole else f"dinov2_{part}"
     backbone = _within("backbone", _unchunk, inside.pop("backbone"))
     converted = _within("backbone", lambda tensors: vit(layout, tensors, heads, {}), backbone)
     projections = {name: _within(name, tables.dino_head, head) for name, head in inside.items() if head}
-    return dataclasses.replace(converted, heads=projections, ignored=_grouped(left_out))
+    classifier = (f"{part}.backbone.{name}" for name in converted.ignored)
+    return dataclasses.replace(converted, heads=projections, ignored=(*classifier, *_grouped(left_out)))
 
 
 def _unchunk(tensors: Tensors) -> dict[str, np.ndarray]:

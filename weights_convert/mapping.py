@@ -13,13 +13,15 @@ from typing import Literal
 
 import numpy as np
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, first_of
 from dinojax.models.arrays import LazyArrays
 
 Kind = Literal["same", "linear", "conv", "column", "grid", "counter"]
 
 # Source axes in the order in which we store them. PyTorch: linear [out, in], convolution [out, in, h, w].
 _AXES: Mapping[Kind, tuple[int, ...]] = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
+# The one parameter that a layout may lack: no image is masked when features are computed, and pre-training trains it.
+_MAY_BE_ZERO = ("mask_token",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +35,19 @@ class Row:
     Several sources are parts of one parameter, stacked along their first axis. A row without a source is a parameter
     that the layout has no place for: zeros on the way in, left out on the way out. A row without a target, kind
     "counter", is an int64 that the layout has and we have not: left out where it is there, zeros on the way out.
+
+    Raises:
+      ValueError: a parameter other than the mask token has no source; zeros would change what the model computes.
     """
 
     source: str | tuple[str, ...]
     target: str
     shape: str
     kind: Kind = "same"
+
+    def __post_init__(self) -> None:
+        if not self.sources and self.target not in _MAY_BE_ZERO:
+            raise ValueError(f"{self.target} has no source and would be zero; only {', '.join(_MAY_BE_ZERO)} may be")
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -118,7 +127,7 @@ def to_theirs(params: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, 
       table: rows whose targets, blocks counted out, must be exactly the paths of `params`.
 
     Raises:
-      RunError: paths or shapes differ; the message lists the whole difference.
+      RunError: paths or shapes differ; the message counts all and lists the first.
     """
     rows = _expand(table.rows, [row.target for row in table.rows], shapes)
     lengths = _fit(shapes, [(row.target, row.target_shape) for row in rows if row.target])
@@ -243,4 +252,4 @@ def _finite(tensor: np.ndarray) -> bool:
 
 
 def _listed(label: str, names: Sequence[str]) -> str:
-    return f"{label} ({len(names)}): {', '.join(names)}" if names else ""
+    return f"{label} ({len(names)}): {first_of(names)}" if names else ""

@@ -26,7 +26,10 @@ _ELEMENTS: dict[str, np.dtype[Any]] = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-_FUNCTIONS = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
+_FUNCTIONS = {
+    *("collections.OrderedDict", "torch.Size"),
+    *("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"),
+}
 # What optimizers hold besides tensors: NumPy's numbers. Calls of these do nothing and give nothing.
 _INERT = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode"}
 MOST = 5_000_000  # instructions; a checkpoint needs about forty for each tensor
@@ -182,6 +185,8 @@ def _called(function: object, arguments: object) -> Any:
             return {}
         case _Global("collections.OrderedDict"), (list(items) | tuple(items),):
             return _dict(items)
+        case _Global("torch.Size"), (tuple(sides),) if all(type(side) is int for side in sides):
+            return sides
         case _Global("torch._utils._rebuild_tensor_v2"), (storage, offset, shape, strides, _, _, *metadata):
             if any(metadata):
                 raise RunError("has tensors that are kept negated or conjugated; save them anew, resolved")

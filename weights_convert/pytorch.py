@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.errors import RunError
+from dinojax.errors import RunError, first_of
 from weights_convert.pickles import MOST, Storage, View, unpickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file that torch.save wrote before 1.6
@@ -34,7 +34,8 @@ def read_zip(path: Path, mapped: mmap.mmap) -> dict[str, np.ndarray]:
     entries = _entries(path)
     programs = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(programs) != 1:
-        raise RunError("a zip file, but not one that torch.save wrote")
+        inside = first_of(list(entries)) or "nothing"
+        raise RunError(f"a zip file, but not one that torch.save wrote: it holds {inside}; name a file of weights")
     root = programs[0].removesuffix("data.pkl")
 
     @cache

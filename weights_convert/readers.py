@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.errors import RunError, UsageError
+from dinojax.errors import RunError, UsageError, first_of
 from dinojax.models.arrays import map_arrays
 from weights_convert import keras, pytorch
+from weights_convert.others import known_file
 from weights_convert.pickles import SHARDED
 
 # As transformers looks for them: one file, or the index of several.
@@ -97,7 +98,7 @@ def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str]:
             raise RunError(f"{path}: cannot be read: it is no regular file")
         with path.open("rb") as file:
             if not file.read(1):
-                raise RunError(f"{path}: the file is empty")
+                raise RunError(f"{path}: the file is empty; download or copy it anew")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # mmap refuses what is no regular file with either
         raise RunError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -121,6 +122,8 @@ def _parse(path: Path, mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], str]:
         return keras.read_keras(path, mapped), "Keras HDF5 file"
     if start[8:9] == b"{":
         return map_arrays(path), "safetensors file"
+    if what := known_file(mapped[:1024], len(mapped)):
+        raise RunError(what)
     raise RunError("neither a file that torch.save wrote nor a .safetensors file nor a Keras .h5 file")
 
 
@@ -158,7 +161,7 @@ def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]:
             raise RunError(f"{index}: it names a file that does not lie beside it: {ascii(name)[:100]}")
     paths = tuple(index.with_name(name) for name in sorted(set(places.values())))
     if missing := [path.name for path in paths if not path.exists()]:
-        raise RunError(f"{index}: it names {', '.join(missing)}, which is not there")
+        raise RunError(f"{index}: it names {first_of(missing)}, which is not there")
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         inside, _ = _read_weights(path)

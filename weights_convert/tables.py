@@ -25,13 +25,13 @@ def _norm(layer: str, ours: str = "") -> tuple[Row, Row]:
     return Row(f"{layer}.weight", f"{ours}.scale", "D"), Row(f"{layer}.bias", f"{ours}.bias", "D")
 
 
-# Vision transformers. D width, N positions (class token and patches), R registers, C channels, H hidden width.
+# Vision transformers. D width, N positions (class token and patches), R registers, C channels, P patch, H hidden width.
 _CLS_TOKEN = Row("cls_token", "cls_token", "1 1 D")
 _POSITIONS = Row("pos_embed", "pos_embed", "1 N D")
 _MASK_TOKEN = Row("mask_token", "mask_token", "1 D")
 _REGISTERS = Row("register_tokens", "register_tokens", "1 R D")
 _PATCH_EMBED = (
-    Row("patch_embed.proj.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
+    Row("patch_embed.proj.weight", "patch_embed.proj.kernel", "D C P P", "conv"),
     Row("patch_embed.proj.bias", "patch_embed.proj.bias", "D"),
 )
 _ATTENTION = (
@@ -86,10 +86,13 @@ _HF_RENAMED_SWIGLU = (
 
 
 def dinov2_table(registers: bool, swiglu: bool) -> Table:
-    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g)."""
+    """DINOv2's own state dict, with or without register tokens, its MLP plain or SwiGLU (ViT-g).
+
+    A classifier in the place of its `head`, which is empty as published, is left out.
+    """
     mlp = _SWIGLU if swiglu else _MLP
     tokens = (_CLS_TOKEN, _POSITIONS, _MASK_TOKEN, *([_REGISTERS] if registers else []))
-    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END))
+    return Table((*tokens, *_PATCH_EMBED, *_ATTENTION, *mlp, *_END), (r"head\.(weight|bias)",))
 
 
 def dinov2_table_of(names: Iterable[str]) -> Table:
@@ -110,7 +113,7 @@ def hf_table(registers: bool, swiglu: bool, mask_token: bool = True, renamed: bo
         Row("embeddings.position_embeddings", "pos_embed", "1 N D"),
         Row("embeddings.mask_token" if mask_token else (), "mask_token", "1 D"),
         *([Row("embeddings.register_tokens", "register_tokens", "1 R D")] if registers else []),
-        Row("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.kernel", "D C 14 14", "conv"),
+        Row("embeddings.patch_embeddings.projection.weight", "patch_embed.proj.kernel", "D C P P", "conv"),
         Row("embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias", "D"),
         *_norm(f"{_HF_LAYER}.norm1", "blocks.{i}.norm1"),
         *attention,
@@ -137,6 +140,19 @@ def timm_table(registers: bool, swiglu: bool) -> Table:
         *_END,
     )
     return Table(rows, (r"head\.(weight|bias)",))
+
+
+# How PyTorch's `parametrizations.weight_norm` calls what `weight_norm` calls weight_g and weight_v.
+_WEIGHT_NORM = {
+    "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
+    "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
+}
+
+
+def is_dino_head(names: Iterable[str]) -> bool:
+    """Whether a state dict of these names, without prefix, can only be that of a projection head."""
+    names = {_WEIGHT_NORM.get(name, name) for name in names}
+    return "last_layer.weight_v" in names and all(name.startswith(("mlp.", "last_layer.")) for name in names)
 
 
 def dino_head_table(layers: int) -> Table:
@@ -270,15 +286,18 @@ def dinov2_backbone(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
 def dino_head(tensors: Mapping[str, np.ndarray]) -> LazyArrays:
     """Our DINO head's parameters, float32, by path, from the published head's state dict without prefix.
 
-    The number of layers and their widths are read off.
+    The number of layers and their widths are read off. Either of PyTorch's two forms of weight normalisation will do.
 
     Raises:
-      RunError: the tensors are not exactly those of a head; the message lists the whole difference.
+      RunError: the tensors are not exactly those of a head; the message lists how they differ.
     """
-    layers = sum(re.fullmatch(r"mlp(\.[0-9]+)?\.weight", name) is not None for name in tensors)
+    plain = {_WEIGHT_NORM.get(name, name): tensor for name, tensor in tensors.items()}
+    if len(plain) != len(tensors):
+        raise RunError("its last layer is there in two forms")
+    layers = sum(re.fullmatch(r"mlp(\.[0-9]+)?\.weight", name) is not None for name in plain)
     if layers > 9:
         raise RunError(f"it has {layers} layers; 9 at most are known")
-    return to_ours(tensors, dino_head_table(layers or 3))
+    return to_ours(plain, dino_head_table(layers or 3))
 
 
 def to_dinov2_name(path: str) -> str:

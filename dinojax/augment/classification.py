@@ -28,8 +28,9 @@ def train_transform(element: Element, rng: np.random.Generator, size: int, confi
     image = geometry.square(element["image"], size)
     image = geometry.rotate(image, rng.uniform(-config.rotation, config.rotation))
     if rng.random() < config.horizontal_flip:
-        image = geometry.horizontal_flip(image)
-    image = geometry.random_resized_crop(rng, image, size, config.scale, resample=geometry.BILINEAR)
+        image = image[:, ::-1]
+    box = geometry.crop_box(rng, size, size, config.scale)
+    image = geometry.to_array(geometry.cut(geometry.to_pil(image), box, size, geometry.BILINEAR))
     image = geometry.shear(image, rng.uniform(-config.shear, config.shear))
     reach = config.shift * size
     right, down = (round(rng.uniform(-reach, reach)) for _ in range(2))

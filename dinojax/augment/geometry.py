@@ -62,18 +62,6 @@ def cut(image: Image.Image, box: Box, size: int, resample: Image.Resampling = BI
     return image.crop((left, top, left + width, top + height)).resize((size, size), resample)
 
 
-def random_resized_crop(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    size: int,
-    scale: tuple[float, float],
-    resample: Image.Resampling = BICUBIC,
-) -> np.ndarray:
-    """A box drawn by `crop_box`, resized to uint8 [size, size, C]."""
-    box = crop_box(rng, image.shape[0], image.shape[1], scale)
-    return to_array(cut(to_pil(image), box, size, resample))
-
-
 def grey(image: np.ndarray) -> np.ndarray:
     """Luminance (ITU-R 601-2), uint8 [H, W, 1]; a grey image stays as it is."""
     return image if image.shape[2] == 1 else to_array(to_pil(image).convert("L"))
@@ -82,40 +70,6 @@ def grey(image: np.ndarray) -> np.ndarray:
 def square(image: np.ndarray, size: int, resample: Image.Resampling = BILINEAR) -> np.ndarray:
     """Resizes to uint8 [size, size, C], whatever the aspect."""
     return to_array(to_pil(image).resize((size, size), resample))
-
-
-def resize_shorter(image: np.ndarray, size: int, resample: Image.Resampling = BICUBIC) -> np.ndarray:
-    """Resizes the shorter side to `size` and the longer in proportion, truncated to whole pixels."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    return to_array(to_pil(image).resize((int(size * width / short), int(size * height / short)), resample))
-
-
-def center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle uint8 [size, size, C]; a smaller image is padded with zeros first, as torchvision does."""
-    height, width = image.shape[:2]
-    short_h, short_w = max(size - height, 0), max(size - width, 0)
-    if short_h or short_w:
-        padding = ((short_h // 2, short_h - short_h // 2), (short_w // 2, short_w - short_w // 2), (0, 0))
-        image = np.pad(image, padding)
-        height, width = image.shape[:2]
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[top : top + size, left : left + size]
-
-
-def resize_center_crop(image: np.ndarray, resize_to: int, crop: int) -> np.ndarray:
-    """Shorter side to `resize_to`, then the central square: the usual evaluation view, uint8 [crop, crop, C]."""
-    return center_crop(resize_shorter(image, resize_to), crop)
-
-
-def horizontal_flip(image: np.ndarray) -> np.ndarray:
-    """Swaps left and right; a view."""
-    return image[:, ::-1]
-
-
-def vertical_flip(image: np.ndarray) -> np.ndarray:
-    """Swaps top and bottom; a view."""
-    return image[::-1]
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:

@@ -6,8 +6,6 @@ and are left out of the program; so is whatever has probability 0. Channels stan
 interleaved ones cost several times as much.
 """
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -154,16 +152,3 @@ def augment(
     if solarization > 0:
         image = jnp.where(chances[3] < solarization, solarize(image), image)
     return image
-
-
-def normalize(image: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """(image - mean) / std per channel that the model reads.
-
-    Args:
-      image: float32 [C, H, W] in [0, 1]. Grey is repeated for a model of three channels; colour becomes luminance for
-        one of one.
-      mean, std: one number a channel of the model.
-    """
-    if len(mean) == 1:
-        image = luminance(image)
-    return (image - jnp.asarray(mean)[:, None, None]) / jnp.asarray(std)[:, None, None]

@@ -1,6 +1,6 @@
 """DINOv2's views of an image: crops on the host (uint8), intensities on the device (float32)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,9 +44,9 @@ def _views(
     for view in views:
         crop = geometry.to_array(geometry.cut(pil, geometry.crop_box(rng, height, width, scale), size))
         if rng.random() < config.horizontal_flip:
-            crop = geometry.horizontal_flip(crop)
+            crop = crop[:, ::-1]
         if rng.random() < config.vertical_flip:
-            crop = geometry.vertical_flip(crop)
+            crop = crop[::-1]
         if config.rotate90 and rng.random() < config.rotate90:
             crop = np.rot90(crop, int(rng.integers(1, 4)))
         view[:] = crop
@@ -54,14 +54,9 @@ def _views(
 
 
 def augment_views(
-    batch: Mapping[str, jax.Array],
-    key: jax.Array,
-    photometry: PhotometryConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    channels: int,
+    batch: Mapping[str, jax.Array], key: jax.Array, photometry: PhotometryConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Intensities of all views of a batch, and their normalisation; to be called under jit.
+    """Changes the intensities of all views of a batch; to be called under jit.
 
     A view's draws are a function of (key, place of its image, number of the view): where in the batch, or on which
     device, an image is processed changes nothing.
@@ -70,18 +65,11 @@ def augment_views(
       batch: `globals` uint8 [B, 2, S, S, C], `locals` uint8 [B, L, s, s, C], `place` uint32 [B]; C 1 or 3.
       key: the run's.
       photometry: static under jit.
-      mean, std: the model's preprocessing, one number a channel.
-      channels: C of the model. Grey images are repeated at the end, so that all before costs a third; colour images
-        become luminance for a model of one channel.
 
     Returns:
-      float32 [B, 2, S, S, channels] and [B, L, s, s, channels].
-
-    Raises:
-      ValueError: `mean` or `std` is not of `channels` numbers.
+      float32 [B, 2, S, S, C] and [B, L, s, s, C] in 0..1. Grey stays grey: what makes a model's input of it comes
+      after this, so that all this costs a third.
     """
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"mean {mean} and std {std} are not of {channels} channels")
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
 
     def views(images: jax.Array, first: int, blur: float, solarization: float = 0.0) -> jax.Array:
@@ -89,7 +77,7 @@ def augment_views(
             planes = jnp.moveaxis(image, -1, 0).astype(jnp.float32) / 255
             own_key = jax.random.fold_in(image_key, number)
             augmented = intensity.augment(planes, own_key, photometry, blur=blur, solarization=solarization)
-            return jnp.moveaxis(intensity.normalize(augmented, mean, std), 0, -1)
+            return jnp.moveaxis(augmented, 0, -1)
 
         numbers = first + jnp.arange(images.shape[1])
         return jax.vmap(jax.vmap(one, in_axes=(0, None, 0)), in_axes=(0, 0, None))(images, keys, numbers)

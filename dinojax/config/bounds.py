@@ -1,4 +1,4 @@
-"""Which values a field of a configuration may have beyond its type: annotations, and the function that checks them.
+"""What a field of a configuration says beyond its type: the values that it may have, and the function that checks them.
 
 >>> @dataclasses.dataclass(frozen=True)
 ... class Example:
@@ -77,6 +77,11 @@ ShareRange = Annotated[tuple[float, float], Bounds(0, 1), Ascending()]
 ScaleRange = Annotated[tuple[float, float], Bounds(0, 1), Ascending(ends_above=0)]
 
 
+def positional(help: str) -> Any:
+    """A field that the command line gives by place, without `--`; several values where its type is a tuple."""
+    return dataclasses.field(metadata={"positional": help})
+
+
 def check(config: object, section: str = "") -> None:
     """Refuses values out of the bounds that are annotated at the fields of a configuration or of its sections.
 
@@ -85,14 +90,14 @@ def check(config: object, section: str = "") -> None:
       section: what the keys in messages begin with, such as `optim.`.
 
     Raises:
-      UsageError: names the key, its value and what it must be; a tuple must not be empty.
+      UsageError: names the key, its value and what it must be; a tuple must not be empty, unless it is so by default.
     """
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         key, value = f"{section}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             check(value, f"{key}.")
-        elif value == ():
+        elif value == () != field.default:
             raise UsageError(f"{key} is empty; give at least one value")
         elif value is not None:
             several = isinstance(value, tuple)

@@ -143,6 +143,8 @@ class ProbeConfig:
     data: str | None = None
     """A labelled data set of any kind that `finetune` reads; without it there is no probe."""
     data_root: str | None = None
+    path_column: str | None = None
+    label_column: str | None = None
     group_regex: str | None = None
     """Takes the patient from the path: the first group of this expression."""
     every: PositiveInt | None = None
@@ -202,6 +204,8 @@ class PretrainConfig:
     without offset or antialiasing."""
     data_root: str | None = None
     """What a manifest's paths are relative to, if not its own folder."""
+    path_column: str | None = None
+    """The manifest's column of image files, if its name does not tell."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is skipped and listed in `skipped_files.csv`."""
     seed: Seed = 0
@@ -212,6 +216,8 @@ class PretrainConfig:
     steps: PositiveInt | None = None
     """Length of the run in steps; the schedules and their warm-ups are stretched or squeezed to it."""
     log_every: PositiveInt = 10
+    log_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Services that get the metrics too, beside `metrics.jsonl`; each needs its extra, as in `dinojax[tensorboard]`."""
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     """So many of the newest are kept, and the best by the probe."""
@@ -232,6 +238,8 @@ class PretrainConfig:
     loop_blocks: bool = False
     """Compiles the blocks as a loop, where all have the same drop path: for large models, above all with `fsdp`. On a
     CPU it is a fifth slower."""
+    check: bool = False
+    """Says how everything was read and what would be done, and stops there."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
     groups: PositiveInt = 1

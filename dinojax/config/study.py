@@ -24,16 +24,22 @@ class StudyConfig:
     seed: Seed = 0
     data_root: str | None = None
     """What a manifest's paths are relative to, if not its own folder."""
+    path_column: str | None = None
+    """The manifest's column of image files, if its name does not tell."""
+    label_column: str | None = None
+    """The manifest's column of labels, if its name does not tell."""
     group_regex: str | None = None
     """Takes the patient from the path: the first group of this expression."""
     positive_class: str | None = None
-    """The positive class of a binary task; by default the last in sorted order."""
+    """The positive class of a binary task; by default the last in sorted order, unless its name says normal."""
     uncertain: Literal["ignore", "zero", "one"] | None = None
     """What -1 means in the columns `label_<class>` of a manifest: unknown, 0 or 1; null refuses it."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is left out and listed in `skipped_files.csv`."""
     folds: PositiveInt = 5
     """How many folds to make when the data brings none."""
+    fold_seed: Seed = 0
+    """Draws these folds, so that runs of several seeds share them."""
     image_size: PositiveInt | None = None
     """Side in pixels; null: the size that the weights were used at."""
     normalisation: Literal["checkpoint", "none"] = "checkpoint"
@@ -44,6 +50,8 @@ class StudyConfig:
     which is optimistic."""
     threads: NonNegativeInt = 2
     """Threads that read images."""
+    check: bool = False
+    """Says how everything was read and what would be done, and stops there."""
     accept_changes: str = ""
     """Keys, separated by commas, that may differ from those that the run in `out` began with."""
     model: ModelConfig = dataclasses.field(default_factory=lambda: ModelConfig(layer_scale=None))

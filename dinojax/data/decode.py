@@ -13,7 +13,7 @@ from PIL import Image
 
 from dinojax.data.records import Records
 from dinojax.errors import RunError
-from dinojax.runs.files import replacing
+from dinojax.runs.files import reason, replacing
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _GREY = ("1", "L", "LA", "La", *_SIXTEEN_BITS)
@@ -30,14 +30,12 @@ class Headers:
     """What the headers of a data set's files say.
 
     Attributes:
-      checked: how many files were checked.
-      grey, colour: how many of them have one channel, and three.
+      grey, colour: how many of the files that can be read have one channel, and three.
       sixteen_bits: how many of the grey ones have 16 bits a pixel.
       smallest, largest: (width, height) in pixels, by area; (0, 0) if none was readable.
       bad: (path as in the records, reason) of the files that cannot be read.
     """
 
-    checked: int
     grey: int
     colour: int
     sixteen_bits: int
@@ -52,8 +50,9 @@ class Headers:
 
     def summary(self) -> str:
         """One line for the run's log."""
-        parts = [f"{self.checked} headers checked: {self.grey} grey, {self.colour} RGB"]
-        if self.checked > len(self.bad):
+        readable = self.grey + self.colour
+        parts = [f"{readable + len(self.bad)} headers checked: {self.grey} grey, {self.colour} RGB"]
+        if readable:
             parts.append("{}×{} to {}×{} pixels".format(*self.smallest, *self.largest))
         if self.sixteen_bits:
             parts.append(f"{self.sixteen_bits} of 16 bits, scaled from 0..65535")
@@ -90,7 +89,7 @@ def decode(path: Path, frame: int = -1) -> np.ndarray:
             return np.asarray(image if mode == "RGB" else image.convert("RGB"))
     # Pillow raises whatever the damage leads to: OSError, SyntaxError, EOFError, struct.error.
     except Exception as error:
-        raise BadFile(f"cannot read {path}: {_one_line(error)}") from error
+        raise BadFile(f"cannot read {path}: {reason(error)}") from error
 
 
 def check_headers(
@@ -111,21 +110,23 @@ def check_headers(
     chosen = np.unique(np.linspace(0, len(records) - 1, min(limit, len(records))).astype(int))
     with ThreadPoolExecutor(_OPENED_AT_A_TIME) as pool:
         found = list(pool.map(lambda index: _header(records.file(index), int(records.frames[index])), chosen))
-    bad = {int(index): reason for index, (_, _, reason) in zip(chosen, found, strict=True) if reason}
+    bad = {int(index): why for index, (_, _, why) in zip(chosen, found, strict=True) if why}
     if bad and (on_bad_file == "stop" or len(bad) == len(records)):
-        first = "; ".join(f"{reason}: {records.describe(index)}" for index, reason in list(bad.items())[:3])
+        first = "; ".join(f"{why}: {records.describe(index)}" for index, why in list(bad.items())[:3])
         advice = "repair them, or leave them out with --on_bad_file skip" if len(bad) < len(records) else "none is left"
         raise RunError(f"{len(bad)} of {len(chosen)} files checked cannot be read ({first}); {advice}")
     modes = Counter(mode for mode, _, _ in found)
-    sizes = sorted((size for _, size, reason in found if not reason), key=lambda size: (size[0] * size[1], size))
+    sizes = sorted((size for _, size, why in found if not why), key=lambda size: (size[0] * size[1], size))
     headers = Headers(
-        checked=len(chosen),
         grey=sum(modes[mode] for mode in _GREY),
         colour=sum(modes[mode] for mode in _COLOUR),
         sixteen_bits=sum(modes[mode] for mode in _SIXTEEN_BITS),
         smallest=sizes[0] if sizes else (0, 0),
         largest=sizes[-1] if sizes else (0, 0),
-        bad=tuple((records.paths[index], reason) for index, reason in bad.items()),
+        bad=(
+            *((path, "its name is not UTF-8") for path in records.misnamed),
+            *((records.paths[index], why) for index, why in bad.items()),
+        ),
     )
     kept = np.setdiff1d(np.arange(len(records)), list(bad))
     return (records.take(kept) if bad else records), headers
@@ -149,7 +150,7 @@ def _header(path: Path, frame: int) -> tuple[str, tuple[int, int], str]:
             mode, size = _select(image, frame), image.size
             image.verify()
     except Exception as error:  # whatever the damage leads to, as in `decode`
-        return "", (0, 0), _one_line(error)
+        return "", (0, 0), reason(error)
     return mode, size, ""
 
 
@@ -163,7 +164,3 @@ def _select(image: Image.Image, frame: int) -> str:
     if image.mode not in _GREY + _COLOUR:
         raise ValueError(f"its pixels are of Pillow's mode {image.mode}; save them with 8 or 16 bits")
     return image.mode
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

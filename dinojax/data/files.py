@@ -1,87 +1,146 @@
-"""Finds image files below a folder, and which files of a list are not there."""
+"""Which files of a list are there, which of them are the same, and what kinds of files are read."""
 
 import os
+import stat
+import unicodedata
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from dinojax.errors import RunError
-
 TEXT = np.dtypes.StringDType()
-FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-_CHUNK = 65_536
+FORMATS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _LISTING_PAYS = 32
 """With fewer files than this to look up in a folder, they are looked up singly: the folder may hold many more."""
+_MISSING = -1
 
 
-def find_images(folder: Path) -> tuple[np.ndarray, dict[str, int]]:
-    """The images below a folder, links to folders included, hidden files and folders left out.
-
-    Returns:
-      The paths relative to `folder`, with forward slashes, sorted, StringDType [N]; and how many other files there are,
-      by suffix.
-
-    Raises:
-      RunError: a folder cannot be read.
-    """
-    parts: list[np.ndarray] = []
-    paths: list[str] = []
-    others: Counter[str] = Counter()
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(parent)
-        if real in seen:  # links may form a circle, or show one folder twice
-            folders.clear()
-            continue
-        seen.add(real)
-        # Sorted, so that of two links to one folder the same is followed everywhere.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if below == "." else f"{below}/"
-        for name in files:
-            if name.startswith("."):
-                continue
-            suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each file is slow)
-            if suffix in FORMATS:
-                paths.append(prefix + name)
-            else:
-                others[suffix] += 1
-        if len(paths) >= _CHUNK:  # as objects, millions of paths would take twice the memory
-            parts.append(np.array(paths, TEXT))
-            paths.clear()
-    found = np.concatenate([*parts, np.array(paths, TEXT)])
-    found.sort()
-    return found, dict(others)
+def suffix_of(name: str) -> str:
+    """In lower case, with the dot; '' without one."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each file is slow)
 
 
-def find_missing(root: Path, paths: Sequence[str]) -> list[int]:
-    """Places of the `paths`, relative to `root`, at which there is no file; links are followed.
+def inode_of(entry: os.DirEntry[str]) -> int:
+    """Number of the file that a folder's entry is, or links to; 0 if unknown. Only links cost a look at the file."""
+    try:
+        return os.stat(entry.path).st_ino if entry.is_symlink() else entry.inode()  # noqa: PTH116
+    except OSError:
+        return 0
+
+
+def look_up(root: Path, paths: Sequence[str]) -> tuple[list[int], np.ndarray]:
+    """Looks files up by their `paths`, relative to `root`; links are followed.
 
     A folder is listed once, rather than every file looked up: on a network each lookup is a round trip.
+
+    Returns:
+      The places at which there is no file, increasing; and the inodes, uint64 [N], 0 where unknown.
     """
     folders: dict[str, array[int]] = defaultdict(lambda: array("i"))
     for place, path in enumerate(paths):
         folders[path[: path.rfind("/") + 1]].append(place)
+    inodes = np.zeros(len(paths), np.uint64)
     missing: list[int] = []
     for folder, places in folders.items():
-        listed = _files_in(root / folder) if len(places) >= _LISTING_PAYS else set()
-        # The file system may take a name that the listing spells otherwise, so it has the last word.
-        unlisted = (place for place in places if paths[place][len(folder) :] not in listed)
-        missing += [place for place in unlisted if not (root / paths[place]).is_file()]
-    return sorted(missing)
+        listed = _files_in(root / folder) if len(places) >= _LISTING_PAYS else {}
+        for place in places:
+            path = paths[place]
+            inode = listed.get(path[len(folder) :], _MISSING)
+            if inode == _MISSING:
+                # The file system may take a name that the listing spells otherwise, so it has the last word.
+                inode = _inode(root / path)
+            if inode == _MISSING:
+                missing.append(place)
+            else:
+                inodes[place] = inode
+    return sorted(missing), inodes
 
 
-def _files_in(folder: Path) -> set[str]:
+_SPELLINGS: tuple[Callable[[str], str], ...] = (
+    lambda path: path.replace("\\", "/"),
+    lambda path: unicodedata.normalize("NFC", path.replace("\\", "/")),
+    lambda path: unicodedata.normalize("NFD", path.replace("\\", "/")),
+)
+"""Windows separates folders by backslashes; macOS takes accents from their letters."""
+
+
+def respell(root: Path, paths: list[str], missing: list[int], inodes: np.ndarray) -> list[int]:
+    """Writes `paths` as the files are called that they mean, where only slashes or the Unicode form differ.
+
+    Args:
+      root, paths: as of `look_up`; changed in place.
+      missing: places at which there is no file.
+      inodes: changed in place.
+
+    Returns:
+      The places at which there is still no file.
+    """
+    for spelling in _SPELLINGS:
+        places = [place for place in missing if spelling(paths[place]) != paths[place]]
+        if not places:
+            continue
+        spelled = [spelling(paths[place]) for place in places]
+        gone, found = look_up(root, spelled)
+        for index in set(range(len(places))) - set(gone):
+            paths[places[index]] = spelled[index]
+            inodes[places[index]] = found[index]
+        missing = sorted({*missing} - {*places} | {places[index] for index in gone})
+    return missing
+
+
+def repeated(root: Path, paths: np.ndarray, inodes: np.ndarray, frames: np.ndarray) -> list[tuple[int, int]]:
+    """Images that are listed before, under whatever name: hard links, symbolic links and other spellings of a path.
+
+    Args:
+      root: folder that the paths are relative to.
+      paths, inodes, frames: [N] each.
+
+    Returns:
+      (place, first place of the same file and frame), by increasing place.
+    """
+    order = np.lexsort((frames, inodes))  # stable
+    same = (np.diff(inodes[order]) == 0) & (np.diff(frames[order]) == 0)
+    found: list[tuple[int, int]] = []
+    for start, stop in _runs(same):
+        first: dict[object, int] = {}
+        for place in order[start:stop].tolist():  # numbers are given by disk, so that one alone does not prove it
+            before = first.setdefault(file_key(root / paths[place]), place)
+            if before != place:
+                found.append((place, before))
+    return sorted(found)
+
+
+def file_key(path: Path) -> object:
+    """What is the same for all names of a file and differs between files."""
+    try:
+        status = path.stat()
+    except OSError:
+        status = None
+    if status is None or not status.st_ino:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _runs(same: np.ndarray) -> list[tuple[int, int]]:
+    """(start, stop) of the runs in a list of which `same` says where neighbours are equal."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
+    return [(start, stop + 1) for start, stop in edges.reshape(-1, 2).tolist()]
+
+
+def _files_in(folder: Path) -> dict[str, int]:
+    """Names and inodes."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name: inode_of(entry) for entry in entries if entry.is_file()}
     except OSError:
-        return set()
+        return {}
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise RunError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+def _inode(path: Path) -> int:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        return _MISSING
+    return status.st_ino if stat.S_ISREG(status.st_mode) else _MISSING

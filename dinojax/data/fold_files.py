@@ -1,4 +1,4 @@
-"""RadImageNet's fold files (doi 10.1148/ryai.210315): `dataframe/<task>_{train,val,test}_fold<k>.csv`."""
+"""RadImageNet's fold files (doi 10.1148/ryai.210315): `dataframe/[<task>_]{train,val,test}[_fold<k>].csv`."""
 
 import dataclasses
 import re
@@ -8,49 +8,97 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dinojax.data.files import TEXT
-from dinojax.data.records import SPLITS, Fold, Records
-from dinojax.data.tables import GROUP_COLUMNS, Uncertain, normalised_images, read_table
+from dinojax.data.columns import GROUP_COLUMNS, Wanted
+from dinojax.data.files import TEXT, file_key
+from dinojax.data.records import FROM_NAMES, SPLITS, Fold, Records
+from dinojax.data.spellings import check_values
+from dinojax.data.tables import SPLIT_NAMES, Table, folder_name, read_table
 from dinojax.errors import RunError, UsageError
 
-_FOLD_FILE = re.compile(r"(?P<task>.+)_(?P<split>train|val|test)_fold(?P<fold>\d+)\.csv")
+_FOLD_FILE = re.compile(
+    rf"(?:(?P<task>.+?)_)?(?P<split>{'|'.join(SPLIT_NAMES)})(?:_fold_?(?P<fold>\d+))?\.csv", re.IGNORECASE
+)
+_KNEE = re.compile(r"(?:^|/)(\d+)_(?:sagittal|coronal|axial)[^/]*$")
+_PATIENTS = {
+    "acl": _KNEE,
+    "meniscus": _KNEE,
+    "thyroid": re.compile(r"(?:^|/)(\d+)_\d+\.\w+$"),
+    "covid19": re.compile(r"(?:^|/)([^/]+_P\d+)-[^/]*$"),
+}
+"""Where the files of RadImageNet's tasks have the patient in their names."""
+
+Part = tuple[int, str]
+"""Number of the fold, 0 if the only one, and split."""
 
 
-def find_fold_files(folder: Path) -> dict[tuple[str, int, str], Path]:
-    """The files in `dataframe/` by (task, fold, split); empty if there are none."""
-    matches = [(_FOLD_FILE.fullmatch(path.name), path) for path in sorted((folder / "dataframe").glob("*.csv"))]
-    return {(m["task"], int(m["fold"]), m["split"]): path for m, path in matches if m}
+def fold_tables(folder: Path) -> list[Path]:
+    """The tables in `dataframe/`, sorted; none if there is no such folder."""
+    inside = folder / "dataframe"
+    return sorted(path for path in inside.iterdir() if path.suffix.lower() == ".csv") if inside.is_dir() else []
 
 
-def read_fold_files(folder: Path, root: Path, uncertain: Uncertain | None = None) -> Records:
+def find_fold_files(folder: Path) -> tuple[str, dict[Part, Path]]:
+    """The task, by the files' prefix or else the folder's name, and the files in `dataframe/`, at least one.
+
+    Raises:
+      RunError: a file is missing.
+      UsageError: a file is none of the folds', or the files are of several tasks.
+    """
+    inside, files = folder / "dataframe", fold_tables(folder)
+    matches = {path: _FOLD_FILE.fullmatch(path.name) for path in files}
+    if strange := [path.name for path, match in matches.items() if not match]:
+        raise UsageError(
+            f"{inside}: {', '.join(strange)} cannot be told to be fold files ([<task>_]{{train,val,test}}"
+            "[_fold<k>].csv); rename or move them, or name one table with --data"
+        )
+    found: dict[Part, Path] = {}
+    tasks: dict[str, Path] = {}
+    for path, match in matches.items():
+        assert match
+        tasks.setdefault(match["task"] or "", path)
+        part = int(match["fold"] or 0), SPLIT_NAMES[match["split"].casefold()]
+        if (other := found.setdefault(part, path)) != path and len(tasks) == 1:
+            raise UsageError(f"{inside}: {other.name} and {path.name} are the same part; keep one")
+    if len(tasks) > 1:
+        listed = ", ".join(sorted(task or f"no name ({path.name})" for task, path in tasks.items()))
+        raise UsageError(f"{inside}: holds the fold files of several tasks ({listed}); leave one task's")
+    numbers = sorted({number for number, _ in found})
+    if len(numbers) > 1 and 0 in numbers:
+        single = found[min(found)].name
+        raise UsageError(f"{inside}: {single} has no fold number while others have; move it elsewhere")
+    task = next(iter(tasks))
+    for number in numbers:
+        for split in SPLITS:
+            if (number, split) not in found:
+                name = "_".join(filter(None, (task, split, f"fold{number}" if number else "")))
+                raise RunError(f"{inside}: {name}.csv is missing")
+    return task or folder_name(folder), found
+
+
+def read_fold_files(folder: Path, root: Path, wanted: Wanted) -> Table:
     """Reads all folds of a task.
 
     Args:
       folder: the data set's; has fold files.
       root: folder that their paths are relative to.
-      uncertain: as of `read_table`.
+      wanted: what to read.
 
     Returns:
       The distinct images, sorted by path and frame, with the folds by increasing number; of groups, `patient_id` only
-      if all files have it. Labels are as `read_table` gives them.
+      if all files have it, or if the task is known for having it in the files' names. Labels are as `read_table` gives
+      them.
 
     Raises:
-      RunError: as `read_table`; a file is missing; an image is in two splits of a fold, or has two labels or patients.
-      UsageError: several tasks have files there.
+      RunError: as `read_table`; a file is missing; an image is in two splits of a fold, or has two labels or patients;
+        a label or patient is written in two ways.
+      UsageError: as `find_fold_files` and `read_table`.
     """
-    files = find_fold_files(folder)
-    tasks = sorted({task for task, _, _ in files})
-    if len(tasks) > 1:
-        listed = ", ".join(tasks)
-        raise UsageError(f"{folder / 'dataframe'}: holds the fold files of several tasks ({listed}); leave one task's")
-    task, numbers = tasks[0], sorted({fold for _, fold, _ in files})
-    parts = [(task, number, split) for number in numbers for split in SPLITS]
-    for part in parts:
-        if part not in files:
-            raise RunError(f"{folder / 'dataframe'}: {task}_{part[2]}_fold{part[1]}.csv is missing")
-    tables = [read_table(files[part], root, True, uncertain) for part in parts]
-    records, part = _concatenate(tables), np.repeat(np.arange(len(parts)), [len(table) for table in tables])
-    image = normalised_images(records).groupby(["path", "frame"]).ngroup().to_numpy()
+    task, files = find_fold_files(folder)
+    parts = sorted(files, key=lambda part: (part[0], SPLITS.index(part[1])))
+    tables = [read_table(files[part], root, wanted) for part in parts]
+    records = _concatenate([table.records for table in tables])
+    part = np.repeat(np.arange(len(parts)), [len(table.records) for table in tables])
+    image = _images(records)
 
     def where(row: int) -> str:
         return f"{files[parts[part[row]]]}, row {records.rows[row]}"
@@ -61,6 +109,10 @@ def read_fold_files(folder: Path, root: Path, uncertain: Uncertain | None = None
         other = int(np.argmax((image == image[row]) & (fold == fold[row])))
         raise RunError(f"{where(row)}: {records.paths[row]} is in another split of the same fold too: {where(other)}")
     assert records.labels is not None
+    for column, what in ((records.labels, "label"), (records.patients, "patient")):
+        if column is not None and column.dtype == TEXT:
+            values, firsts = np.unique(column, return_index=True)
+            check_values({value: where(row) for value, row in zip(values, firsts, strict=True) if value}, what)
     first = np.unique(image, return_index=True)[1]
     known = first[image]
     labels = np.nan_to_num(records.labels, nan=-1) if records.multilabel else records.labels[:, None]
@@ -75,8 +127,41 @@ def read_fold_files(folder: Path, root: Path, uncertain: Uncertain | None = None
         )
     places = [np.sort(image[part == number]) for number in range(len(parts))]
     folds = tuple(Fold(*places[start : start + len(SPLITS)]) for start in range(0, len(parts), len(SPLITS)))
+    records = dataclasses.replace(records, task=task, reader=_reader(tables[0].records))
+    records = _with_patients(records).take(first)
+    return Table(dataclasses.replace(records, folds=folds), np.concatenate([table.inodes for table in tables]))
+
+
+def _reader(records: Records) -> str:
+    """As the tables were written, of which the first stands for all."""
+    written = records.reader.partition(" (")[1:]
+    return "RadImageNet folds (dataframe/)" + "".join(written)
+
+
+def _images(records: Records) -> np.ndarray:
+    """Number of the image of every row, by path and frame; a file may have several names."""
+    names: dict[object, str] = {}
+    of_path = {path: names.setdefault(file_key(records.root / path), path) for path in dict.fromkeys(records.paths)}
+    table = pd.DataFrame({"path": [of_path[path] for path in records.paths], "frame": records.frames})
+    return table.groupby(["path", "frame"]).ngroup().to_numpy()
+
+
+def _with_patients(records: Records) -> Records:
+    """With the patients that all files give, or else those that the files' names give."""
     groups = {name: column for name, column in records.groups.items() if name != "patient_id" or (column != "").all()}
-    return dataclasses.replace(dataclasses.replace(records, groups=groups).take(first), task=task, folds=folds)
+    if "patient_id" in groups:
+        return dataclasses.replace(records, groups=groups)
+    records = dataclasses.replace(records, groups=groups, patient_source="")
+    task = records.task.casefold()
+    if not (pattern := _PATIENTS.get(task)):
+        return records
+    matches = [pattern.search(path) for path in records.paths]
+    if not all(matches):
+        return records
+    patients = np.array([match[1] for match in matches if match], TEXT)
+    return dataclasses.replace(
+        records, groups={**groups, "patient_id": patients}, patient_source=f"{FROM_NAMES} (RadImageNet {task})"
+    )
 
 
 def _describe(records: Records, row: int) -> str:
@@ -110,33 +195,22 @@ def _concatenate(tables: list[Records]) -> Records:
         groups={name: group(name) for name in GROUP_COLUMNS if any(name in table.groups for table in tables)},
         splits=None,
         table=None,
+        unread_columns=tuple(dict.fromkeys(name for table in tables for name in table.unread_columns)),
+        patient_source=next((table.patient_source for table in tables if table.patient_source), ""),
     )
 
 
-def write_fold_files(
-    directory: Path,
-    task: str,
-    paths: Sequence[str],
-    labels: Sequence[str],
-    folds: Sequence[Fold],
-    patients: Sequence[str] | None = None,
-) -> None:
+def write_fold_files(directory: Path, task: str, table: pd.DataFrame, folds: Sequence[Fold]) -> None:
     """Writes folds as RadImageNet does.
 
     Args:
       directory: the data set's folder; `dataframe/` is made in it.
       task: prefix of the files.
-      paths: [N] relative to `directory`; column `filename`.
-      labels: [N] names of the classes; column `label`.
-      folds: numbered from 1 in the files.
-      patients: [N] column `patient_id`, which RadImageNet's own files lack; None leaves it out.
+      table: a row an image, with the columns that `read_table` knows; the path is relative to `directory`.
+      folds: of places in the table; numbered from 1 in the files.
     """
-    columns = {"filename": list(paths), "label": list(labels)}
-    if patients is not None:
-        columns["patient_id"] = list(patients)
-    table = pd.DataFrame(columns)
-    folder = Path(directory) / "dataframe"
+    folder = directory / "dataframe"
     folder.mkdir(parents=True, exist_ok=True)
     for number, fold in enumerate(folds, start=1):
-        for split, places in (("train", fold.train), ("val", fold.val), ("test", fold.test)):
-            table.iloc[places].to_csv(folder / f"{task}_{split}_fold{number}.csv", index=False)
+        for split in SPLITS:
+            table.iloc[getattr(fold, split)].to_csv(folder / f"{task}_{split}_fold{number}.csv", index=False)

@@ -14,7 +14,7 @@ from dinojax.data.sources import ImageSource
 
 
 class Decoded(NamedTuple):
-    """Images in memory; row i of a view is that of the records' entry i."""
+    """Images, or what was made of them, in memory; row i of a view is that of the records' entry i."""
 
     records: Records
     """Those that were read."""
@@ -32,7 +32,7 @@ def decode_all(
     threads: int,
     on_bad_file: Literal["stop", "skip"],
 ) -> Decoded:
-    """Decodes every image once, and keeps what each view makes of it. Prints what the headers say.
+    """Decodes every image once, and keeps what each view makes of it.
 
     Args:
       records: the images.
@@ -45,7 +45,6 @@ def decode_all(
       RunError: files cannot be read and may not be left out, or none can be read.
     """
     records, headers = check_headers(records, on_bad_file=on_bad_file)
-    print(headers.summary())
     source = ImageSource(records, channels=1 if channels == 1 else headers.channels)
     arrays: dict[str, np.ndarray] = {}
     bad: dict[int, str] = {}

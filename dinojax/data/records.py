@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+FROM_NAMES = "the file names"
+"""How `patient_source` begins where nobody gave the patients."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +37,12 @@ class Records:
       table: the manifest, if there is one.
       rows: int32 [N], each entry's row in the manifest, or in a fold file that lists it, the header being row 1; else
         empty.
-      ignored: how many files of each suffix were left out, because they are no images that are read.
+      reader: how the data was understood, such as 'class folders'.
+      unread_columns: columns of the tables that were not used.
+      left_out: what lies there and is not among the images, for people to read: masks, system folders, other files.
+      patient_source: where the patients come from, such as 'column patient_id'; '' if none are known.
+      hints: what the user may want to know, such as that folders look like patients.
+      misnamed: images left out because their names are no UTF-8, escaped.
     """
 
     root: Path
@@ -49,10 +56,20 @@ class Records:
     folds: tuple[Fold, ...] = ()
     table: Path | None = None
     rows: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0, np.int32))
-    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    reader: str = ""
+    unread_columns: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    patient_source: str = ""
+    hints: tuple[str, ...] = ()
+    misnamed: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def patients_derived(self) -> bool:
+        """Whether nobody gave the patients: they are what the files' names say."""
+        return self.patient_source.startswith(FROM_NAMES)
 
     @property
     def patients(self) -> np.ndarray | None:
@@ -93,9 +110,13 @@ class Records:
             rows=self.rows[kept] if len(self.rows) else self.rows,
         )
 
+    def undivided(self) -> "Records":
+        """The same images without the parts and folds that the data brings along."""
+        return dataclasses.replace(self, folds=(), splits=None)
+
     def summary(self) -> str:
-        """One line: how many images, of which classes, and what was left out."""
-        parts = [f"{len(self)} images"]
+        """One line: how the data was understood, how many images of which classes, and what was left out."""
+        parts = [f"{self.reader}: {len(self)} images" if self.reader else f"{len(self)} images"]
         if self.multilabel:
             assert self.labels is not None
             known, positive = (~np.isnan(self.labels)).sum(axis=0), (self.labels == 1).sum(axis=0)
@@ -105,10 +126,11 @@ class Records:
             counts = np.bincount(self.labels, minlength=len(self.classes))
             parts.append(", ".join(f"{count} {name}" for name, count in zip(self.classes, counts, strict=True)))
         if self.patients is not None:
-            parts.append(f"{len(np.unique(self.patients))} patients")
+            parts.append(f"{len(np.unique(self.patients))} patients from {self.patient_source}")
         if self.folds:
             parts.append(f"{len(self.folds)} folds")
-        if self.ignored:
-            kinds = ", ".join(f"{suffix or 'no suffix'} {count}" for suffix, count in sorted(self.ignored.items()))
-            parts.append(f"{sum(self.ignored.values())} other files ignored ({kinds})")
-        return "; ".join(parts)
+        if self.unread_columns:
+            parts.append(f"columns not read: {', '.join(self.unread_columns)}")
+        if self.left_out:
+            parts.append(f"left out: {', '.join(self.left_out)}")
+        return "; ".join([*parts, *self.hints])

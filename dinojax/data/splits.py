@@ -1,6 +1,7 @@
 """The folds that a comparison runs on: the data's own, or made so that no patient is in two parts."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 from dinojax.data.records import SPLITS, Fold, Records
 from dinojax.errors import RunError, UsageError
 
+_LEAST = 3
+"""Folds, to train, validate and test on different slices."""
+_INNER = 5
+"""The validation part that a training part gives is one of so many slices."""
+
 
 def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
     """Folds of labelled images, in which no patient is in two parts.
@@ -16,7 +22,8 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
     The data's own fold files are taken as they are. A given split into training and test part is one fold, its
     validation part being a fifth of the training part, grouped by patient, if none is given. Otherwise folds are made,
     stratified and grouped by patient; an image without a patient is its own. Multi-label data is stratified by each
-    image's rarest positive label.
+    image's rarest positive label. A patient in two parts is an error, but where the patients were only derived from the
+    files' names, of which the publishers of the folds made no use: then a warning is printed.
 
     Args:
       records: labelled.
@@ -36,10 +43,27 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
         made = tuple(_divide(records, np.arange(len(records)), folds, seed))
     for number, fold in enumerate(made, start=1):
         _check(records, number, fold)
+    _check_patients(records, made)
     return made
 
 
-def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
+def describe_folds(records: Records, folds: int, seed: int) -> str:
+    """How `make_folds` divides a data set, in words."""
+    grouped = "grouped by patient" if records.patients is not None else "every image by itself"
+    if records.folds:
+        return f"{len(records.folds)}, as the fold files give them"
+    if records.splits is not None and (records.splits != "").any():
+        if (records.splits == "val").any():
+            return "1, as the data gives its parts"
+        return (
+            f"1, as the data gives its parts; validation is a fifth of the training part, {grouped}, fold_seed {seed}"
+        )
+    return f"{folds}, made: stratified, {grouped}, fold_seed {seed}"
+
+
+def grouped_folds(
+    labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, names: Sequence[str] = ()
+) -> list[Fold]:
     """Divides a data set `folds` times, with about the same share of every class in every part.
 
     The data set is cut into `folds` slices. Fold k tests on slice k, validates on slice k + 1 (the last fold on the
@@ -50,25 +74,36 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int)
       groups: [N] what must stay together, such as the patient.
       folds: how many, at least 3.
       seed: of the shuffle.
+      names: of the classes, where labels are places in them; for messages.
 
     Raises:
       UsageError: fewer than 3 folds, a class with fewer groups than folds, or groups so unequal that a slice would
         lack a class.
     """
-    classes, strata = np.unique(labels, return_inverse=True)
+    values, strata = np.unique(labels, return_inverse=True)
+    classes = [names[value] if names else str(value) for value in values]
     for name, count in zip(classes, _groups_of_each(strata, groups), strict=True):
         if count < folds:
-            raise UsageError(
-                f"class {str(name)!r} has {count} groups (patients), too few for {folds} folds; make fewer folds"
-            )
+            raise UsageError(f"class {name!r} has {_too_few(count, folds)}")
     made = _cut(strata, groups, folds, seed)
     for fold in made:
         if missing := set(range(len(classes))) - set(strata[fold.test].tolist()):
-            name = str(classes[min(missing)])
             raise UsageError(
-                f"groups (patients) are too unequal: one of {folds} folds has no {name!r}; make fewer folds"
+                f"groups (patients) are too unequal: one of {folds} folds has no {classes[min(missing)]!r}; "
+                f"{_advice(folds - 1)}"
             )
     return made
+
+
+def _too_few(count: int, folds: int) -> str:
+    return f"{count} groups (patients), too few for {folds} folds; {_advice(min(count, folds - 1))}"
+
+
+def _advice(folds: int) -> str:
+    """What to do where no more than so many folds may be made."""
+    if folds < _LEAST:
+        return f"at least {_LEAST} folds are needed: add patients, or give a `split` column"
+    return f"make fewer folds (--folds {folds}), or add patients"
 
 
 def multilabel_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
@@ -84,7 +119,7 @@ def multilabel_folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: i
       UsageError: fewer than 3 folds, or fewer groups than folds.
     """
     if (count := len(np.unique(groups))) < folds:
-        raise UsageError(f"there are {count} groups (patients), too few for {folds} folds; make fewer folds")
+        raise UsageError(f"there are {_too_few(count, folds)}")
     positive = labels == 1
     none = labels.shape[1]
     rarest_first = np.argsort(positive.sum(axis=0), kind="stable")
@@ -104,8 +139,10 @@ def _groups_of_each(strata: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 def _cut(strata: np.ndarray, groups: np.ndarray, folds: int, seed: int) -> list[Fold]:
     """Fold k tests on slice k, validates on the next and trains on the rest."""
-    if folds < 3:
-        raise UsageError(f"folds is {folds}; at least 3 are needed to train, validate and test on different slices")
+    if folds < _LEAST:
+        raise UsageError(
+            f"folds is {folds}; at least {_LEAST} are needed to train, validate and test on different slices"
+        )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     members = np.unique(groups, return_inverse=True)[1]
     slices = [test for _, test in splitter.split(strata, strata, members)]
@@ -128,7 +165,7 @@ def folds_table(records: Records, folds: tuple[Fold, ...]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def cases_table(records: Records, indices: np.ndarray) -> pd.DataFrame:
+def cases_table(records: Records, indices: np.ndarray | slice) -> pd.DataFrame:
     """`path`, `frame`, the known groups and `label`, or `label_<class>` ('0', '1'), of labelled images, as text.
 
     Empty where there is none.
@@ -138,7 +175,7 @@ def cases_table(records: Records, indices: np.ndarray) -> pd.DataFrame:
     columns = {
         "path": records.paths[indices].tolist(),
         "frame": ["" if frame < 0 else str(frame) for frame in records.frames[indices]],
-        "patient_id": [""] * len(indices),
+        "patient_id": [""] * len(labels),
         **{name: values[indices].tolist() for name, values in records.groups.items()},
     }
     if records.multilabel:
@@ -153,8 +190,9 @@ def _divide(records: Records, chosen: np.ndarray, folds: int, seed: int) -> list
     """Folds of some of the images, as places in `chosen`; an image without a patient is its own."""
     assert records.labels is not None
     groups = np.arange(len(records)) if records.patients is None else records.patients
-    divide = multilabel_folds if records.multilabel else grouped_folds
-    return divide(records.labels[chosen], groups[chosen], folds, seed)
+    if records.multilabel:
+        return multilabel_folds(records.labels[chosen], groups[chosen], folds, seed)
+    return grouped_folds(records.labels[chosen], groups[chosen], folds, seed, records.classes)
 
 
 def _given_split(records: Records, seed: int) -> Fold:
@@ -166,7 +204,13 @@ def _given_split(records: Records, seed: int) -> Fold:
         )
     train, val, test = (np.flatnonzero(splits == part) for part in SPLITS)
     if not len(val) and len(train):
-        inner = _divide(records, train, 5, seed)[0]
+        try:
+            inner = _divide(records, train, _INNER, seed)[0]
+        except UsageError as error:
+            why = str(error).partition(";")[0]
+            raise UsageError(
+                f"a fifth of the training part cannot be taken for validation: {why}; give a validation part too"
+            ) from error
         train, val = train[np.sort(np.concatenate([inner.train, inner.val]))], train[inner.test]
     return Fold(train=train, val=val, test=test)
 
@@ -187,11 +231,25 @@ def _check(records: Records, number: int, fold: Fold) -> None:
         for what, found in needed.items():
             if not found.any():
                 raise RunError(f"{where} has no train image {what}; give other folds, or fewer")
-    if records.patients is not None:
+
+
+def _check_patients(records: Records, folds: Sequence[Fold]) -> None:
+    """Refuses a patient in two parts; or prints a warning, if nobody gave the patients."""
+    if records.patients is None:
+        return
+    leaks = []
+    for number, fold in enumerate(folds, start=1):
         for a, b in itertools.combinations(SPLITS, 2):
             shared = np.intersect1d(records.patients[getattr(fold, a)], records.patients[getattr(fold, b)])
-            if len(shared):
+            if len(shared) and not records.patients_derived:
                 raise RunError(
-                    f"{where}: {len(shared)} patients are in both {a} and {b}, "
+                    f"fold {number} of {records.root}: {len(shared)} patients are in both {a} and {b}, "
                     f"such as {shared[0]}; give folds grouped by patient"
                 )
+            if len(shared):
+                leaks.append(f"fold {number}: {len(shared)} in both {a} and {b}")
+    if leaks:
+        print(
+            f"warning: the folds of {records.root} share patients, by {records.patient_source}, so that results on "
+            f"them are optimistic ({'; '.join(leaks)})"
+        )

@@ -1,172 +1,203 @@
 """Reads tables of images as columns, and names the row of whatever is wrong in them."""
 
-import csv
-import os
+import dataclasses
+import itertools
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from dinojax.data.files import FORMATS, TEXT, find_missing
+from dinojax.data.columns import GROUP_COLUMNS, Columns, Wanted, choose_path, find_columns, key_of
+from dinojax.data.files import FORMATS, TEXT, look_up, repeated, respell
+from dinojax.data.listing import shown
 from dinojax.data.records import SPLITS, Records
-from dinojax.errors import RunError
+from dinojax.data.spellings import check_values
+from dinojax.data.table_text import headers
+from dinojax.errors import RunError, UsageError
 
-Uncertain = Literal["ignore", "zero", "one"]
-
-_PATH_COLUMNS = ("path", "filename", "img_dir")
-_LABEL_COLUMNS = ("label", "acl_label")
-_MULTILABEL = "label_"
-GROUP_COLUMNS = ("patient_id", "study_id")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+MANIFESTS = ("manifest.csv", "metadata.csv")
+"""The second is that of Hugging Face's image folders."""
 _FLAGS = {"": np.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
 _UNCERTAIN = ("-1", "-1.0")
 _MEANINGS = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
+_TEXTS = ("label", *GROUP_COLUMNS, "split")
+_FILLED = ("path", "label", "patient_id")
+_COMPARED = {"label": "label", "patient_id": "patient"}
+_HEAD = 100
 
 
-class TextColumn:
-    """A column under construction, whose values repeat: each is kept once."""
+class Table(NamedTuple):
+    """A table that was read."""
 
-    def __init__(self) -> None:
-        self._places: dict[str, int] = {}
-        self._codes = array("i")
-
-    def append(self, value: str) -> None:
-        self._codes.append(self._places.setdefault(value, len(self._places)))
-
-    def to_numpy(self) -> np.ndarray:
-        """StringDType [N]."""
-        return np.array(list(self._places), TEXT)[np.asarray(self._codes)]
+    records: Records
+    inodes: np.ndarray
+    """uint64 [N], of the files."""
 
 
-def read_table(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None = None) -> Records:
+def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
     """Reads one table of images.
 
     Args:
-      file: has a column `path`, `filename` or `img_dir`, and, if labelled, either `label` or `acl_label`, or a column
-        `label_<class>` for each of several labels; may have `frame`, `patient_id`, `study_id` and `split`. Further
-        columns are not read. Text stays as it is ('007' is no number).
+      file: has a column of paths and, if labelled, either one of labels, or a column `label_<class>` for each of
+        several labels; may have `frame`, `patient_id`, `study_id` and `split`. Names may be any of `columns.KNOWN`.
+        Further columns are not read. Text stays as it is ('007' is no number).
       root: folder that the paths are relative to.
-      labelled: whether labels are needed.
-      uncertain: what -1 in a column `label_<class>` means: unknown, 0 or 1.
+      wanted: what to read.
 
     Returns:
-      The rows in the file's order, at least one. A column `label` stays as it is, StringDType [N], without `classes`.
+      The rows in the file's order, at least one, with the paths as the files are called. A column of labels stays as it
+      is, StringDType [N], without `classes`.
 
     Raises:
-      RunError: names the file, the row and what is wrong; also if an image is missing or listed twice.
+      RunError: names the file, the row and what is wrong; also if an image is missing or listed twice, or a label or
+        patient is written in two ways.
+      UsageError: as `find_columns`.
     """
-    records = _parse(file, root, labelled, uncertain)
-    paths, rows = records.paths.tolist(), records.rows
-    if missing := find_missing(root, paths):
+    columns = find_columns(file, wanted)
+    head = [cells for _, cells in itertools.islice(columns.text.rows(), 1, _HEAD + 1)]
+    columns = choose_path(columns, lambda path: not _missing(root, [path]), head)
+    records, paths = _parse(columns, root, wanted)
+    missing, inodes = look_up(root, paths)
+    if missing and (missing := respell(root, paths, missing, inodes)):
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         first = missing[0]
-        raise RunError(f"{file}, row {rows[first]}: there is no image {root / paths[first]}{more}")
-    images = normalised_images(records)
-    if (again := images.duplicated().to_numpy()).any():
-        place = int(again.argmax())
-        before = int((images == images.iloc[place]).all(axis=1).to_numpy().argmax())
-        raise RunError(f"{file}, row {rows[place]}: {paths[place]} is listed before, in row {rows[before]}")
-    return records
+        raise RunError(
+            f"{_at(columns, records.rows[first])}: there is no image {shown(str(root / paths[first]))}{more}; "
+            "paths are relative to the table's folder, or to --data_root"
+        )
+    records = dataclasses.replace(records, paths=np.array(paths, TEXT))
+    if again := repeated(root, records.paths, inodes, records.frames):
+        place, before = again[0]
+        other = "" if paths[before] == paths[place] else f" as {paths[before]}"
+        raise RunError(
+            f"{_at(columns, records.rows[place])}: {paths[place]} is listed before{other}, "
+            f"in row {records.rows[before]}; keep one row"
+        )
+    return Table(records, inodes)
 
 
-def normalised_images(records: Records) -> pd.DataFrame:
-    """Columns `path` and `frame`, which are the same in two rows of the same image, however its path is written."""
-    return pd.DataFrame({"path": [os.path.normpath(path) for path in records.paths], "frame": records.frames})
+def find_manifest(folder: Path, wanted: Wanted) -> Path | None:
+    """The folder's list of images, if it has one; a `metadata.csv` without file names is something else.
+
+    Raises:
+      UsageError: there are two.
+      RunError: it cannot be read.
+    """
+    for wished in MANIFESTS:
+        found = sorted(path for path in folder.iterdir() if path.name.casefold() == wished and path.is_file())
+        if len(found) > 1:
+            raise UsageError(f"{folder}: holds {' and '.join(path.name for path in found)}; keep one")
+        if found and (wished == MANIFESTS[0] or _lists_files(found[0], wanted)):
+            return found[0]
+    return None
 
 
-def _parse(file: Path, root: Path, labelled: bool, uncertain: Uncertain | None) -> Records:
-    lines = _lines(file)
-    _, header = next(lines)
-    path = _column(file, header, _PATH_COLUMNS)
-    label, flags = _label_columns(file, header) if labelled else ((), ())
-    text_columns = (*label, *GROUP_COLUMNS, "split")
-    place = {name: header.index(name) for name in (path, *text_columns, *flags, "frame") if name in header}
-    if repeated := [name for name in place if header.count(name) > 1]:
-        raise RunError(f"{file}: has several columns {repeated[0]}; its columns are {', '.join(header)}")
-    texts = {name: TextColumn() for name in text_columns if name in place}
-    filled = [name for name in (path, *label, "patient_id") if name in place]
-    meanings = _FLAGS | (dict.fromkeys(_UNCERTAIN, _MEANINGS[uncertain]) if uncertain else {})
-    paths: list[str] = []
-    frames, rows, values = array("i"), array("i"), array("f")
-    for row, cells in lines:
-        try:
-            if len(cells) != len(header):
-                raise ValueError(f"has {len(cells)} values, but the header names {len(header)}")
-            for name in filled:
-                if not cells[place[name]]:
-                    raise ValueError(f"column {name} is empty")
-            if not cells[place[path]].lower().endswith(FORMATS):
-                raise ValueError(f"{cells[place[path]]} is not a kind of file that is read ({', '.join(FORMATS)})")
-            if "split" in place and cells[place["split"]] not in (*SPLITS, ""):
-                raise ValueError(f"split {cells[place['split']]!r} is not one of {', '.join(SPLITS)}")
-            frame = cells[place["frame"]] if "frame" in place else ""
-            if frame and not (frame.isdecimal() and int(frame) < 2**31):
-                raise ValueError(f"frame {frame!r} is not a whole number below 2^31")
-            values.extend(_flag(name, cells[place[name]], meanings) for name in flags)
-        except ValueError as error:
-            raise RunError(f"{file}, row {row}: {error}") from error
-        for name, column in texts.items():
-            column.append(cells[place[name]])
-        paths.append(cells[place[path]])
-        frames.append(int(frame or -1))
-        rows.append(row)
-    if not paths:
-        raise RunError(f"{file}: lists no images")
-    columns = {name: column.to_numpy() for name, column in texts.items()}
-    return Records(
-        root,
-        np.array(paths, TEXT),
-        np.array(frames),
-        task=folder_name(file.parent) if file.name == "manifest.csv" else file.stem,
-        labels=np.array(values).reshape(-1, len(flags)) if flags else columns[label[0]] if label else None,
-        classes=tuple(name.removeprefix(_MULTILABEL) for name in flags),
-        groups={name: columns[name] for name in GROUP_COLUMNS if name in columns},
-        splits=columns.get("split"),
-        table=file,
-        rows=np.array(rows),
-    )
+def _lists_files(file: Path, wanted: Wanted) -> bool:
+    names = {"filename", *([key_of(wanted.path_column)] if wanted.path_column else [])}
+    return any(not names.isdisjoint(map(key_of, header)) for _, header in headers(file))
 
 
 def folder_name(folder: Path) -> str:
     """What the task of a folder is called."""
-    return folder.resolve().name or "data"
+    return shown(folder.resolve().name) or "data"
 
 
-def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and stripped values of every line that is not blank, the header first."""
-    empty = True
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened)
-            for values in reader:
-                if any(stripped := [value.strip() for value in values]):
-                    empty = False
-                    yield reader.line_num, stripped
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{file}: not readable as CSV in UTF-8: {error}") from error
-    if empty:
-        raise RunError(f"{file}: is empty")
+def _missing(root: Path, paths: list[str]) -> list[int]:
+    missing, inodes = look_up(root, paths)
+    return respell(root, paths, missing, inodes)
 
 
-def _column(file: Path, header: list[str], names: tuple[str, ...]) -> str:
-    for name in names:
-        if name in header:
-            return name
-    raise RunError(f"{file}: has no column {' or '.join(names)}; its columns are {', '.join(header)}")
+def _at(columns: Columns, row: int) -> str:
+    encoding = " (read as cp1252: it is not UTF-8)" if columns.text.encoding == "cp1252" else ""
+    return f"{columns.text.file}, row {row}{encoding}"
 
 
-def _label_columns(file: Path, header: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The one column of a single label, or those of several."""
-    several = tuple(name for name in header if name.startswith(_MULTILABEL))
-    if not several:
-        return (_column(file, header, _LABEL_COLUMNS),), ()
-    if both := [name for name in _LABEL_COLUMNS if name in header]:
-        raise RunError(f"{file}: has columns {both[0]} and {several[0]}; keep one label an image, or several")
-    if _MULTILABEL in several:
-        raise RunError(f"{file}: column {_MULTILABEL} names no class; call it {_MULTILABEL}<class>")
-    return (), several
+def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[str]]:
+    """The table without a look at the files, and its paths."""
+    file, header, roles = columns.text.file, columns.header, columns.roles
+    place, flags = roles["path"], [(number, header[number]) for number in columns.flags]
+    texts: dict[str, list[str]] = {role: [] for role in _TEXTS if role in roles}
+    cells_of = [(role, roles[role], texts[role]) for role in texts]
+    filled = [(roles[role], header[roles[role]]) for role in _FILLED if role in roles]
+    # Values repeat: each is kept once, with the row that has it first.
+    known: dict[str, dict[str, tuple[str, int]]] = {role: {} for role in texts}
+    meanings = _FLAGS | (dict.fromkeys(_UNCERTAIN, _MEANINGS[wanted.uncertain]) if wanted.uncertain else {})
+    paths: list[str] = []
+    frames, rows, values = array("i"), array("i"), array("f")
+    lines = columns.text.rows()
+    next(lines)
+    for row, cells in lines:
+        try:
+            if len(cells) != len(header):
+                raise ValueError(f"has {len(cells)} values, but the header names {len(header)}")
+            for number, name in filled:
+                if not cells[number]:
+                    raise ValueError(f"column {name} is empty")
+            if not cells[place].lower().endswith(FORMATS):
+                raise ValueError(f"{cells[place]} is not a kind of file that is read ({', '.join(FORMATS)})")
+            frames.append(_frame(cells[roles["frame"]]) if "frame" in roles else -1)
+            if flags:
+                values.extend(_flag(name, cells[number], meanings) for number, name in flags)
+        except ValueError as error:
+            raise RunError(f"{_at(columns, row)}: {error}") from error
+        for role, number, column in cells_of:
+            cell = cells[number]
+            kept = known[role].get(cell)
+            if kept is None:
+                kept = known[role][cell] = (cell, row)
+            column.append(kept[0])
+        paths.append(cells[place])
+        rows.append(row)
+    if not paths:
+        raise RunError(f"{file}: lists no images")
+    for role, what in _COMPARED.items():
+        check_values({value: _at(columns, row) for value, row in known.get(role, {}).values()}, what)
+    arrays = {role: np.array(column, TEXT) for role, column in texts.items()}
+    if "split" in arrays:
+        arrays["split"] = _splits(columns, texts["split"], known["split"])
+    labels = arrays.get("label")
+    if flags:
+        labels = np.array(values).reshape(-1, len(flags))
+    written = f" ({columns.text})" if str(columns.text) else ""
+    records = Records(
+        root,
+        np.empty(len(paths), TEXT),
+        np.array(frames),
+        task=folder_name(file.parent) if file.name.casefold() in MANIFESTS else file.stem,
+        labels=labels,
+        classes=columns.classes,
+        groups={name: arrays[name] for name in GROUP_COLUMNS if name in arrays},
+        splits=arrays.get("split"),
+        table=file,
+        rows=np.array(rows),
+        reader=f"manifest {folder_name(file.parent)}/{file.name}{written}",
+        unread_columns=columns.unread,
+        patient_source=f"column {header[roles['patient_id']]}" if "patient_id" in roles else "",
+    )
+    return records, paths
+
+
+def _splits(columns: Columns, cells: list[str], known: Mapping[str, tuple[str, int]]) -> np.ndarray:
+    """The parts under their usual names."""
+    names = {"": ""}
+    for value, row in known.values():
+        if value and value.casefold() not in SPLIT_NAMES:
+            raise RunError(f"{_at(columns, row)}: split {value!r} is not one of {', '.join(SPLITS)}")
+        names[value] = SPLIT_NAMES.get(value.casefold(), "")
+    return np.array([names[cell] for cell in cells], TEXT)
+
+
+def _frame(cell: str) -> int:
+    if cell and not (cell.isdecimal() and int(cell) < 2**31):
+        raise ValueError(f"frame {cell!r} is not a whole number below 2^31")
+    return int(cell) if cell else -1
 
 
 def _flag(name: str, cell: str, meanings: Mapping[str, float]) -> float:

@@ -9,10 +9,10 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import connection, resource_tracker
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -24,22 +24,13 @@ Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
-@runtime_checkable
-class Skipping(Protocol):
-    """A source that leaves out what it cannot read, and lists (path, reason)."""
-
-    @property
-    def skipped(self) -> list[tuple[str, str]]: ...
-
-    def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> None: ...
-
-
-def read_in_processes(read: Callable[[int], Batch], source: object, workers: int) -> Iterator[Batch]:
+def read_in_processes(read: Callable[[int], Batch], source: Any, workers: int) -> Iterator[Batch]:
     """Endless batches 0, 1, 2, ..., each read whole by one of the workers in turn: their number changes nothing.
 
     Args:
       read: gives batch k. Pickled with `source` for the workers, by `cloudpickle`, which takes closures too.
-      source: what `read` reads from. If it skips files, those that a worker skips are added to this process's list.
+      source: what `read` reads from. Where it lists the files that it `skipped`, as `ImageSource` does, those that a
+        worker skips are added to this process's list.
       workers: how many processes, 1 or more. Of each, up to four batches lie in shared memory (`/dev/shm`): waiting in
         the worker, on the way, and two in this process.
 
@@ -50,7 +41,7 @@ def read_in_processes(read: Callable[[int], Batch], source: object, workers: int
     return close_at_exit(_read_in_processes(read, source, workers))
 
 
-def _read_in_processes(read: Callable[[int], Batch], source: object, workers: int) -> Generator[Batch, None, None]:
+def _read_in_processes(read: Callable[[int], Batch], source: Any, workers: int) -> Generator[Batch, None, None]:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads its flags when it starts processes
     numbers = grain.MapDataset.source(_WorkerReports(read, source)).to_iter_dataset(grain.ReadOptions(0, 0))
@@ -67,7 +58,7 @@ def _read_in_processes(read: Callable[[int], Batch], source: object, workers: in
         reports.close()
 
 
-def _receive(reports: Iterator[dict[str, Any]], source: object) -> Batch:
+def _receive(reports: Iterator[dict[str, Any]], source: Any) -> Batch:
     try:
         report = next(reports)
     except RuntimeError as error:  # Grain's own; what `read` raises arrives as a value
@@ -76,7 +67,7 @@ def _receive(reports: Iterator[dict[str, Any]], source: object) -> Batch:
             f"a worker process that reads images died ({what}): out of memory, or of shared memory in /dev/shm? "
             "The same command resumes; lower workers or cache_gib"
         ) from error
-    if isinstance(source, Skipping):
+    if report["skipped"]:
         source.add_skipped(report["skipped"])
     if report["error"] is not None:
         raise report["error"]
@@ -107,7 +98,7 @@ class _WorkerReports:
     Each has `batch`, the files `skipped` since the last report, and the `error` that came instead of a batch.
     """
 
-    def __init__(self, read: Callable[[int], Batch], source: object):
+    def __init__(self, read: Callable[[int], Batch], source: Any):
         self.read = read
         self.source = source
         self._reported: set[tuple[str, str]] = set()
@@ -116,15 +107,14 @@ class _WorkerReports:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        batch: Batch = {}
-        failure: Exception | None = None
+        report: dict[str, Any] = {"batch": {}, "error": None}
         try:
-            batch = self.read(index)
+            report["batch"] = self.read(index)
         except Exception as error:
-            failure = _portable(error)
-        new = set(self.source.skipped) - self._reported if isinstance(self.source, Skipping) else set()
+            report["error"] = _portable(error)
+        new = set(getattr(self.source, "skipped", ())) - self._reported
         self._reported |= new
-        return {"batch": batch, "skipped": sorted(new), "error": failure}
+        return report | {"skipped": sorted(new)}
 
 
 def _portable(error: Exception) -> Exception:

@@ -39,8 +39,7 @@ def knn_evaluator(probe: Probe, due: np.ndarray, stop_below: float | None) -> Ev
     """The k-NN probe of the backbone's class token: `probe` and `probe_balanced`, both in 0..1."""
 
     def measure(teacher: tree.Params) -> dict[str, float]:
-        accuracy = probe.measure(tree.subtree("backbone", teacher))
-        return {"probe": accuracy.plain, "probe_balanced": accuracy.balanced}
+        return probe.measure(tree.subtree("backbone", teacher))
 
     def begin(teacher: tree.Params) -> dict[str, float]:
         return measure(teacher) | probe.baselines()

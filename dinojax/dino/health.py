@@ -1,7 +1,7 @@
 """Health of a run: measures of its features and targets, and the guard that ends it when they have collapsed."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -56,10 +56,23 @@ def effective_rank(features: jax.Array) -> jax.Array:
     return jnp.exp(jax.scipy.special.entr(shares).sum())
 
 
-def not_finite(step: int, metrics: Mapping[str, float]) -> str | None:
-    """One line that names every metric that is nan or infinite after `step`, or None."""
+def not_finite(step: int, metrics: Mapping[str, float], equal: Callable[[], str] = str) -> str | None:
+    """One line that names every metric that is nan or infinite after `step`, or None.
+
+    Args:
+      step: from 1.
+      metrics: of the step.
+      equal: names images of the batch that are equal, if any; is asked only where KoLeo, which takes the logarithm of
+        the distance between neighbours, is among these metrics.
+    """
     bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
-    return f"{', '.join(bad)} at step {step}; lower optim.lr, or lengthen its warm-up" if bad else None
+    if not bad:
+        return None
+    advice = "lower optim.lr, or lengthen its warm-up"
+    if not math.isfinite(metrics.get("koleo", 0.0)) and (copies := equal()):
+        advice = f"a likely cause is that the batch holds equal images ({copies}), which KoLeo pushes apart without end"
+        advice += ": remove the copies, or set loss.koleo_weight 0"
+    return f"{', '.join(bad)} at step {step}; {advice}"
 
 
 class _Rule(NamedTuple):
@@ -109,13 +122,11 @@ class Guard:
         Args:
           step: from 1.
           metrics: `feature_std`, `target_entropy` and `mean_target_entropy`, where present, are compared with the
-            limits; all must be finite.
+            limits; all are finite, see `not_finite`.
 
         Returns:
           Why the run has to stop, in one line, or None.
         """
-        if reason := not_finite(step, metrics):
-            return reason
         std = metrics.get("feature_std", math.inf)
         if std < CONSTANT:
             return f"all images have the same features (feature_std {std:.2g}) at step {step}; {_SPREAD_ADVICE}"

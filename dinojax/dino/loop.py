@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,15 +18,24 @@ from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.signals import StopRequest
 
 
+class Hooks(NamedTuple):
+    """What else happens in the course of a run."""
+
+    show: Callable[[DeviceBatch], None]
+    """Gets the first batch of the run."""
+    save_best: Callable[[tree.Params, int], None]
+    """Gets the teacher, and the number of steps taken, whenever it is the best so far."""
+    redraw: Callable[[], None] | None = None
+    """Is called after every save and evaluation."""
+
+
 def train(
     run: Pretraining,
     state: TrainState,
     batches: Iterator[tuple[DeviceBatch, np.ndarray]],
     monitor: Monitor,
     checkpoints: Checkpoints,
-    *,
-    show: Callable[[DeviceBatch], None],
-    save_best: Callable[[tree.Params, int], None],
+    hooks: Hooks,
 ) -> TrainState:
     """Takes the steps that are left.
 
@@ -35,8 +45,7 @@ def train(
       batches: on the device, each with the places of this process' images in the records.
       monitor: sees the metrics of every step.
       checkpoints: where the state is saved.
-      show: gets the first batch of the run.
-      save_best: gets the teacher, and the number of steps taken, whenever it is the best so far.
+      hooks: are called as they say.
 
     Raises:
       Stopped: a signal asked for it; the state is saved.
@@ -65,7 +74,7 @@ def train(
                 raise RunError(f"{error}: stopped {where}{advice}") from error
             waited = time.perf_counter() - asked
             if done == 1:
-                show(batch)
+                hooks.show(batch)
             flag = np.full(len(rows), stop.name is not None)
             state, metrics = run.step(state, batch | sharding.put_batch(run.mesh, {"stop": flag}))
             monitor.record(done, metrics, rows, waited)
@@ -73,11 +82,14 @@ def train(
             stopping = monitor.stop if together else stop.name is not None
             save = run.saved[done - 1] or stopping
             if save or evaluated[done - 1]:
-                better = monitor.flush(teacher)
+                better, began = monitor.flush(teacher), time.perf_counter()
                 if better:
-                    save_best(teacher(), done)
+                    hooks.save_best(teacher(), done)
                 if save or better:
                     checkpoints.save(done, state, monitor.best[0] if better and monitor.best else None, monitor.suspect)
+                if hooks.redraw is not None:
+                    hooks.redraw()
+                monitor.leave_out(time.perf_counter() - began)
             if stopping and done < steps:
                 who = stop.name or "another process was asked to stop"
                 raise Stopped(f"{who} at step {done}: the state is saved, and the same command resumes")
@@ -86,4 +98,4 @@ def train(
 
 def teacher_params(mesh: Mesh, state: TrainState) -> tree.Params:
     """The teacher's parameters, whole, on one of this process' devices."""
-    return sharding.local(sharding.gather(mesh, state.teacher))
+    return sharding.gather(mesh, state.teacher)

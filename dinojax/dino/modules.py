@@ -37,8 +37,8 @@ def resample_positions(model: VisionTransformer, image_size: int, plain: bool) -
 
 def make_projections(
     forms: Mapping[str, HeadConfig | None], width: int, init: str | None, seed: int
-) -> dict[str, DINOHead]:
-    """The projection heads: those that lie in the model directory `init`, or new ones.
+) -> tuple[dict[str, DINOHead], dict[str, str]]:
+    """The projection heads: those that lie in the model directory `init`, or new ones; and where each comes from.
 
     Args:
       forms: by the heads' names, `dino_head` and maybe `ibot_head`; None where the term shares the other head.
@@ -49,21 +49,20 @@ def make_projections(
     Raises:
       UsageError: a head in `init` is of another form, or would silently be left out.
     """
-    made = {}
+    made, origins = {}, {}
     for name, form in forms.items():
-        path = None if init is None else Path(init) / f"{name}.safetensors"
-        stored = path is not None and path.exists()
+        stored = init is not None and (Path(init) / f"{name}.safetensors").exists()
         if form is None:
             if stored:
                 raise UsageError(
-                    f"{path} is a head of iBOT's own; set ibot_head.* to its form to continue it, "
+                    f"{init}/{name}.safetensors is a head of iBOT's own; set ibot_head.* to its form to continue it, "
                     "or start with new heads by --init_heads fresh"
                 )
             continue
         head = DINOHead(width, **dataclasses.asdict(form), rngs=nnx.Rngs(derive(seed, name)))
         made[name] = _continued(head, init, name) if init is not None and stored else head
-        print(f"{name}: continues that of {init}" if stored else f"{name}: new, with random weights")
-    return made
+        origins[name] = f"continues that of {init}" if stored else "new, with random weights"
+    return made, origins
 
 
 def _continued(head: DINOHead, init: str, name: str) -> DINOHead:

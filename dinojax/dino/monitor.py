@@ -50,6 +50,7 @@ class Monitor:
         paths: Sequence[str] | np.ndarray,
         batch_size: int,
         evaluators: Sequence[Evaluator] = (),
+        equal: Callable[[np.ndarray], str] = lambda rows: "",
     ) -> None:
         """A monitor at the beginning of a run.
 
@@ -61,12 +62,14 @@ class Monitor:
           paths: of the images, which the batches' rows are places in.
           batch_size: B, of all processes.
           evaluators: measure before the first step and where they are due; at most one has a score.
+          equal: names equal images among those of a batch's rows.
         """
         self.note, self.stop = "", False
         self.best: tuple[float, int] | None = None
         self._start: float | None = None
+        self._first: dict[str, Any] = {}
         self._out, self._log, self._guard, self._logged, self._paths = out, log, guard, logged, paths
-        self._batch_size, self._evaluators = batch_size, evaluators
+        self._batch_size, self._evaluators, self._equal = batch_size, evaluators, equal
         scored = [evaluator for evaluator in evaluators if evaluator.score]
         if len(scored) > 1:
             raise ValueError(f"only one score can decide which teacher is the best, not {[e.score for e in scored]}")
@@ -89,6 +92,7 @@ class Monitor:
                 f"{scored.name}.stop_below needs the {scored.name} of step 0, which {self._out / 'metrics.jsonl'} "
                 f"does not have; put the file back, or resume without it and --accept_changes {scored.name}.stop_below"
             )
+        self._first = dict(next((line for line in lines if not line["step"]), {}))
         self._guard.replay([line for line in lines if line["step"]])
         for step, score in scores.items():
             self._note_score(step, score)
@@ -105,6 +109,7 @@ class Monitor:
         params, values = teacher(), {}
         for evaluator in self._evaluators:
             values |= _measure(evaluator.begin, params)
+        self._first = dict(values)
         if self._scored:
             self._note_score(0, values[self._score])
         if self._log:
@@ -112,6 +117,10 @@ class Monitor:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
         print(f"before the first step: {listed}", flush=True)
         self._began = time.perf_counter()
+
+    def leave_out(self, seconds: float) -> None:
+        """Leaves so much of the time since the last line, which was spent on something else, out of the speed."""
+        self._began += seconds
 
     def record(self, step: int, metrics: Mapping[str, jax.Array], rows: np.ndarray, waited: float) -> None:
         """Keeps the metrics of a step that was dispatched, and processes those of the step before.
@@ -152,7 +161,7 @@ class Monitor:
         self.stop = bool(values.pop("stop"))
         self._waited += pending.waited
         self._steps += 1
-        if reason := not_finite(step, values):
+        if reason := not_finite(step, values, lambda: self._equal(pending.rows)):
             self._fail(reason, pending)
         if not self._logged[step - 1]:
             return
@@ -161,10 +170,13 @@ class Monitor:
         clock = {"images_per_s": speed, "seconds": seconds, "data_wait": self._waited, "memory_gib": _memory()}
         due = [evaluator for evaluator in self._evaluators if evaluator.due[step - 1]] if teacher else []
         params = teacher() if teacher and due else {}
+        measured: dict[str, dict[str, float]] = {}
         for evaluator in due:
             began = time.perf_counter()
-            values |= _measure(evaluator.measure, params)
+            measured[evaluator.name] = _measure(evaluator.measure, params)
             clock[f"{evaluator.name}_seconds"] = time.perf_counter() - began
+        for found in measured.values():
+            values |= found
         if self._log:
             self._log.write(step, values, clock | _device_memory())
         self.note = f"loss {values['loss']:.3f}, {speed:.1f} images/s"
@@ -173,8 +185,23 @@ class Monitor:
             self._fail(reason, pending)
         if self._scored and self._scored in due:
             self._note_score(step, values[self._score])
-            self.note += f", {self._score} {values[self._score]:.3f}"
+        if measured:
+            self._tell(step, measured)
+        if self._scored and self._scored in due:
             self._judge(self._scored, step, values[self._score])
+
+    def _tell(self, step: int, measured: Mapping[str, Mapping[str, float]]) -> None:
+        """Prints a line on what the evaluators have found: the score beside its start, its baseline and its best."""
+        told = []
+        for name, values in measured.items():
+            if not self._scored or name != self._scored.name:
+                told += [f"{metric} {value:.3f}" for metric, value in values.items()]
+                continue
+            beside = {"start": self._start, "pixels": self._first.get(f"{self._score}_pixels")}
+            known = ", ".join(f"{word} {value:.3f}" for word, value in beside.items() if value is not None)
+            best = f", best {self.best[0]:.3f} at step {self.best[1]}" if self.best else ""
+            told.append(f"{self._score} {values[self._score]:.3f}{f' ({known})' if known else ''}{best}")
+        print(f"step {step}: {', '.join(told)}", flush=True)
 
     def _judge(self, evaluator: Evaluator, step: int, score: float) -> None:
         """Ends a run whose score has fallen too far."""

@@ -3,14 +3,13 @@
 `images` are those that the results belong to, uint8 [N, H, W, C]; maps stand beside them, without smoothing.
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
@@ -18,10 +17,9 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from dinojax.look import numbers
 from dinojax.protocols.knn import Neighbours
-from dinojax.report.plots import COLOURS, GREY
+from dinojax.reporting.plots import COLOURS, GREY
 
 _BLUE, _ORANGE = COLOURS[:2]
-_DPI = 110
 
 
 def plot_parameters(table: pd.DataFrame, title: str) -> Figure:
@@ -67,11 +65,9 @@ def plot_attention(images: np.ndarray, attention: numbers.ClassAttention, title:
     for number, (image, maps, lines) in enumerate(zip(images, relative, axes.reshape(len(images), -1), strict=True)):
         for axis in lines:
             axis.set_axis_off()
-        _image(lines[0], image)
-        lines[0].set_title(f"image {number}", fontsize=8)
+        _image(lines[0], image, f"image {number}")
         for axis, name, values in zip(lines[1:], names, [maps.mean(0), *maps], strict=False):
-            _map(axis, image, values, "inferno", scale)
-            axis.set_title(f"{name}, max {values.max():.3g}", fontsize=8)
+            _map(axis, image, values, "inferno", scale, f"{name}, max {values.max():.3g}")
     label = "attention weight × number of patches\n(1: as much as every other)"
     _colour_bar(figure, axes, "inferno", scale, label, extend="max")
     return figure
@@ -121,11 +117,10 @@ def plot_norms(images: np.ndarray, norms: numbers.TokenNorms, title: str, shown:
     axes = below.subplots(1, 2 * shown, squeeze=False)
     most = np.argsort(-norms.outliers.sum((1, 2)), kind="stable")[:shown]
     for place, (left, right) in zip(most, axes.reshape(shown, 2), strict=True):
-        _image(left, images[place])
-        _map(right, images[place], norms.patches[place], "viridis", scale)
-        _outline(right, images[place], norms.outliers[place])
-        left.set_title(f"image {place}", fontsize=8)
-        right.set_title(f"outliers: {norms.outliers[place].sum()}", fontsize=8)
+        outliers = norms.outliers[place]
+        _image(left, images[place], f"image {place}")
+        _map(right, images[place], norms.patches[place], "viridis", scale, f"outliers: {outliers.sum()}")
+        _outline(right, images[place], outliers.shape, np.argwhere(outliers))
     _colour_bar(below, axes, "viridis", scale, "L2 norm")
     return figure
 
@@ -142,17 +137,14 @@ def plot_components(images: np.ndarray, components: numbers.Components, title: s
         axis.set_axis_off()
     for place, (image, map_) in enumerate(zip(images, colours, strict=True)):
         row, column = divmod(place, columns)
-        _image(axes[2 * row, column], image)
+        _image(axes[2 * row, column], image, f"image {place}")
         axes[2 * row + 1, column].imshow(map_, interpolation="nearest")
-        axes[2 * row, column].set_title(f"image {place}", fontsize=8)
     low, high = numbers.colour_range(components.scores)
-    bars = below.subplots(1, 3)
-    for number, (axis, name) in enumerate(zip(bars, ("red", "green", "blue"), strict=True)):
-        colour_map = LinearSegmentedColormap.from_list(name, ["black", name if name != "green" else "lime"])
+    for number, (axis, colour) in enumerate(zip(below.subplots(1, 3), ("red", "lime", "blue"), strict=True)):
+        colour_map = LinearSegmentedColormap.from_list(colour, ["black", colour])
         scale = Normalize(low[number], high[number])
         bar = below.colorbar(ScalarMappable(scale, colour_map), cax=axis, orientation="horizontal")
-        bar.set_label(f"component {number + 1}: {components.variance[number]:.0%} of the variance", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
+        _label(bar, f"component {number + 1}: {components.variance[number]:.0%} of the variance")
     return figure
 
 
@@ -176,13 +168,11 @@ def plot_neighbours(
     # Enough digits to distinguish the lowest from 1.
     digits = int(np.clip(2 - np.log10(max(1 - neighbours.similarities.min(), 1e-6)), 3, 7))
     for row, (image, label) in enumerate(zip(*queries, strict=True)):
-        _image(axes[row, 0], image)
-        axes[row, 0].set_title(f"query {row}\n{label}", fontsize=8)
-        for column in range(found):
-            place, axis = neighbours.places[row, column], axes[row, column + 1]
+        _image(axes[row, 0], image, f"query {row}\n{label}")
+        nearest = zip(axes[row, 1:], neighbours.places[row], neighbours.similarities[row], strict=True)
+        for axis, place, similarity in nearest:
             other = searched[1][place]
-            _image(axis, searched[0][place])
-            axis.set_title(f"image {place}: {neighbours.similarities[row, column]:.{digits}f}\n{other}", fontsize=8)
+            _image(axis, searched[0][place], f"image {place}: {similarity:.{digits}f}\n{other}")
             if label and other:
                 colour = _BLUE if label == other else _ORANGE
                 frame = Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, edgecolor=colour, linewidth=4)
@@ -209,13 +199,10 @@ def plot_similarity(
     axes = figure.subplots(2, len(maps), squeeze=False)
     scale = Normalize(min(float(np.percentile(maps, 1)), 0.99), 1)
     for column, (image, map_, (row, place)) in enumerate(zip(images, maps, places, strict=True)):
-        chosen = np.zeros(map_.shape, bool)
-        chosen[row, place] = True
-        _image(axes[0, column], image)
+        _image(axes[0, column], image, f"patch at row {row},\ncolumn {place}")
         _map(axes[1, column], image, map_, "viridis", scale)
         for axis in axes[:, column]:
-            _outline(axis, image, chosen)
-        axes[0, column].set_title(f"patch at row {row},\ncolumn {place}", fontsize=8)
+            _outline(axis, image, map_.shape, [(row, place)])
     _colour_bar(figure, axes, "viridis", scale, "cosine similarity to the patch outlined", extend="min")
     return figure
 
@@ -226,18 +213,16 @@ def plot_positions(similarity: np.ndarray, title: str, places: int = 4) -> Figur
     There is a panel for each of `places` × `places` positions, spread over the grid.
     """
     side = len(similarity)
-    chosen = np.unique(np.linspace(0, side - 1, min(places, side)).round().astype(int))
+    chosen = np.unique(np.linspace(0, side - 1, min(places, side)).round().astype(int)).tolist()
     figure = _figure(1.5 * len(chosen) + 1.2, 1.5 * len(chosen) + 0.5, title)
     axes = figure.subplots(len(chosen), len(chosen), squeeze=False)
     maps = similarity[np.ix_(chosen, chosen)]
     others = maps[maps < 1 - 1e-5]
     limit = max(float(np.percentile(np.abs(others), 99.5)) if others.size else 1.0, 1e-3)
     scale = Normalize(-limit, limit)
-    for axis, map_, (row, column) in zip(
-        axes.flat, maps.reshape(-1, side, side), itertools.product(chosen, chosen), strict=True
-    ):
-        axis.imshow(map_, cmap="RdBu_r", norm=scale, interpolation="nearest", extent=(0, side, side, 0))
-        axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black"))
+    for (row, column), axis in np.ndenumerate(axes):
+        axis.imshow(maps[row, column], cmap="RdBu_r", norm=scale, interpolation="nearest", extent=(0, side, side, 0))
+        axis.add_patch(Rectangle((chosen[column], chosen[row]), 1, 1, fill=False, edgecolor="black"))
         axis.set(xticks=[], yticks=[])
     for place, number in enumerate(chosen):
         axes[0, place].set_title(f"column {number}", fontsize=8)
@@ -248,29 +233,30 @@ def plot_positions(similarity: np.ndarray, title: str, places: int = 4) -> Figur
 
 def _figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of this size in inches."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _image(axis: Axes, image: np.ndarray) -> None:
+def _image(axis: Axes, image: np.ndarray, title: str) -> None:
     height, width = image.shape[:2]
     axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    axis.set_title(title, fontsize=8)
     axis.set_axis_off()
 
 
-def _map(axis: Axes, image: np.ndarray, values: np.ndarray, colour_map: str, scale: Normalize) -> None:
+def _map(axis: Axes, image: np.ndarray, values: np.ndarray, colours: str, scale: Normalize, title: str = "") -> None:
     """Draws a map [h, w] in the coordinates of its image."""
     height, width = image.shape[:2]
-    place = (0, width, height, 0)
-    axis.imshow(values, cmap=colour_map, norm=scale, extent=place, interpolation="nearest")
+    axis.imshow(values, cmap=colours, norm=scale, extent=(0, width, height, 0), interpolation="nearest")
+    axis.set_title(title, fontsize=8)
     axis.set_axis_off()
 
 
-def _outline(axis: Axes, image: np.ndarray, chosen: np.ndarray) -> None:
-    """Draws squares around patches, bool [h, w]."""
-    height, width = image.shape[0] / chosen.shape[0], image.shape[1] / chosen.shape[1]
-    for row, column in np.argwhere(chosen):
+def _outline(axis: Axes, image: np.ndarray, grid: tuple[int, ...], places: Iterable[Sequence[int]]) -> None:
+    """Draws squares around the patches at these places (row, column) of a grid (h, w)."""
+    height, width = image.shape[0] / grid[0], image.shape[1] / grid[1]
+    for row, column in places:
         corner = (column * width, row * height)
         axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=_ORANGE, linewidth=1.4))
 
@@ -279,7 +265,10 @@ def _colour_bar(
     figure: Figure | SubFigure, axes: np.ndarray, colour_map: str, scale: Normalize, label: str, extend: str = "neither"
 ) -> None:
     """Draws one colour bar for all axes; `extend` says at which end values may exceed the scale."""
-    mappable = ScalarMappable(scale, matplotlib.colormaps[colour_map])
-    bar = figure.colorbar(mappable, ax=axes, fraction=0.03, pad=0.02, extend=extend)
-    bar.set_label(label, fontsize=8)
+    bar = figure.colorbar(ScalarMappable(scale, colour_map), ax=axes, fraction=0.03, pad=0.02, extend=extend)
+    _label(bar, label)
+
+
+def _label(bar: Colorbar, text: str) -> None:
+    bar.set_label(text, fontsize=8)
     bar.ax.tick_params(labelsize=7)

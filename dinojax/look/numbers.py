@@ -67,18 +67,17 @@ def parameters_by_part(model: Backbone) -> pd.DataFrame:
       `norm` (L2, of the parameters) and `rms` = norm / √parameters, comparable among parts of different size. After
       a training that went wrong, one part may be far off the others.
     """
-    trained = tree.weights(model)
+    trained, rows = tree.weights(model), []
+    for path, array in tree.split(model)[1].items():
+        squares = np.square(np.asarray(array, np.float32), dtype=np.float64).sum()
+        own = (array.size, 0, array.nbytes, squares) if path in trained else (0, array.size, array.nbytes, 0.0)
+        rows.append((*_part(path), *own))
     order = ["row", "number", "part"]
-    rows = pd.DataFrame(
-        dict(zip(order, _part(path), strict=True))
-        | {"parameters" if path in trained else "statistics": array.size, "bytes": array.nbytes}
-        | {"squares": np.square(np.asarray(array, np.float32), dtype=np.float64).sum() * (path in trained)}
-        for path, array in tree.split(model)[1].items()
-    ).reindex(columns=[*order, "parameters", "statistics", "bytes", "squares"])
-    table = pd.DataFrame(rows.groupby(order).sum()).droplevel(["row", "number"])
+    table = pd.DataFrame(rows, columns=[*order, "parameters", "statistics", "bytes", "squares"])
+    table = pd.DataFrame(table.groupby(order).sum()).droplevel(["row", "number"])
     table["norm"] = np.sqrt(table.pop("squares"))
     table["rms"] = table["norm"] / np.sqrt(np.maximum(table["parameters"], 1))
-    return table.astype({"parameters": np.int64, "statistics": np.int64, "bytes": np.int64})
+    return table
 
 
 def _part(path: str) -> tuple[int, int, str]:
@@ -190,8 +189,7 @@ def attention_mass(attention: ClassAttention, outliers: np.ndarray) -> pd.DataFr
         "outlier patches": on_outliers,
         "other patches": attention.patches.sum((2, 3)) - on_outliers,
     }
-    table = pd.DataFrame({name: values.mean(0) for name, values in columns.items()})
-    return table.rename_axis("head")
+    return pd.DataFrame({name: values.mean(0) for name, values in columns.items()}).rename_axis("head")
 
 
 class Components(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from dinojax.models.preprocessing import Preprocessing
+from dinojax.models.preprocessing import Preprocessing, denormalise
 
 
 def crop_sheet(
@@ -28,8 +28,7 @@ def crop_sheet(
     for row in range(rows):
         crops = [*np.asarray(global_crops[row]), *np.asarray(local_crops[row])]
         for column, (axis, crop) in enumerate(zip(axes[row], crops, strict=True)):
-            pixels = np.clip(crop * np.asarray(preprocessing.std) + np.asarray(preprocessing.mean), 0, 1)
-            axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(denormalise(crop, preprocessing).squeeze(), cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
             if row == 0:
                 views = global_crops.shape[1]

@@ -9,7 +9,7 @@ from einops import rearrange
 from flax import nnx
 
 Mlp = Literal["gelu", "swiglu"]
-_init_weight = nnx.initializers.truncated_normal(0.02)
+init_weight = nnx.initializers.truncated_normal(0.02)
 
 
 def uniform_initializer(bound: float) -> nnx.Initializer:
@@ -34,8 +34,8 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs) -> None:
         self.heads = heads
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=_init_weight, rngs=rngs)
-        self.proj = nnx.Linear(width, width, kernel_init=_init_weight, rngs=rngs)
+        self.qkv = nnx.Linear(width, 3 * width, kernel_init=init_weight, rngs=rngs)
+        self.proj = nnx.Linear(width, width, kernel_init=init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scores, v = self._scores(x)
@@ -63,8 +63,8 @@ class MLP(nnx.Module):
     """Two layers with the exact (erf) GELU."""
 
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
-        self.fc1 = nnx.Linear(width, 4 * width, kernel_init=_init_weight, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * width, width, kernel_init=_init_weight, rngs=rngs)
+        self.fc1 = nnx.Linear(width, 4 * width, kernel_init=init_weight, rngs=rngs)
+        self.fc2 = nnx.Linear(4 * width, width, kernel_init=init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = self.fc2(jax.nn.gelu(self.fc1(rearrange(x, "b n d -> (b n) d")), approximate=False))
@@ -76,8 +76,8 @@ class SwiGLU(nnx.Module):
 
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
         hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
-        self.w12 = nnx.Linear(width, 2 * hidden, kernel_init=_init_weight, rngs=rngs)
-        self.w3 = nnx.Linear(hidden, width, kernel_init=_init_weight, rngs=rngs)
+        self.w12 = nnx.Linear(width, 2 * hidden, kernel_init=init_weight, rngs=rngs)
+        self.w3 = nnx.Linear(hidden, width, kernel_init=init_weight, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, value = jnp.split(self.w12(rearrange(x, "b n d -> (b n) d")), 2, axis=-1)

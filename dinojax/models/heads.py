@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dinojax.models.blocks import uniform_initializer
+from dinojax.models.blocks import init_weight, uniform_initializer
 from dinojax.models.preprocessing import Backbone
-
-_init_weight = nnx.initializers.truncated_normal(0.02)
 
 
 class DINOHead(nnx.Module):
@@ -20,7 +18,7 @@ class DINOHead(nnx.Module):
 
     def __init__(self, width: int, prototypes: int, hidden: int, bottleneck: int, layers: int, rngs: nnx.Rngs) -> None:
         pairs = itertools.pairwise([width, *[hidden] * (layers - 1), bottleneck])
-        self.mlp = nnx.List([nnx.Linear(*pair, kernel_init=_init_weight, rngs=rngs) for pair in pairs])
+        self.mlp = nnx.List([nnx.Linear(*pair, kernel_init=init_weight, rngs=rngs) for pair in pairs])
         self.last_layer = Prototypes(bottleneck, prototypes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

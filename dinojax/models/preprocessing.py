@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import jax
@@ -110,15 +111,21 @@ class Backbone(Protocol):
 
 
 def to_channels(images: jax.Array, channels: int) -> jax.Array:
-    """[B, H, W, 1 or 3] to [B, H, W, channels]: grey is repeated, RGB becomes luminance; else ValueError."""
+    """[..., 1 or 3] to [..., channels]: grey is repeated, RGB becomes luminance; else ValueError."""
     given = images.shape[-1]
     if given == channels:
         return images
     if given == 1:
         return jnp.repeat(images, channels, axis=-1)
     if given == 3 and channels == 1:
-        return images @ jnp.asarray(LUMINANCE, images.dtype)[:, None]
-    raise ValueError(f"images have {given} channels, the model reads {channels}")
+        red, green, blue = (weight * images[..., i : i + 1] for i, weight in enumerate(LUMINANCE))
+        return red + green + blue
+    hint = ""
+    if images.ndim == 4 and images.shape[1] in (1, 3):
+        hint = "; they seem to stand channels first; pass np.moveaxis(images, 1, -1)"
+    elif given == 4:
+        hint = "; without alpha pass images[..., :3]"
+    raise ValueError(f"images have {given} channels, the model reads {channels}{hint}")
 
 
 def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
@@ -126,6 +133,25 @@ def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
     if preprocessing.order == "BGR" and images.shape[-1] == 3:
         images = images[..., ::-1]
     return (images - jnp.asarray(preprocessing.mean)) / jnp.asarray(preprocessing.std)
+
+
+def denormalise(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The inverse of `normalise`: RGB or grey images [..., C], clipped to 0..1, to be looked at."""
+    images = np.clip(images * np.asarray(preprocessing.std) + np.asarray(preprocessing.mean), 0, 1)
+    return images[..., ::-1] if preprocessing.order == "BGR" and images.shape[-1] == 3 else images
+
+
+def model_input(images: jax.Array, model: Backbone) -> jax.Array:
+    """Images in 0..1 [..., 1 or 3] as the model reads them, [..., model.channels]: its channels, their order,
+    standardised. Every input of a model is made here, in training as elsewhere.
+
+    Raises:
+      ValueError: another number of channels, or the model's mean or standard deviation is not one number for each.
+    """
+    form, channels = model.preprocessing, model.channels
+    if not len(form.mean) == len(form.std) == channels:
+        raise ValueError(f"mean {form.mean} and std {form.std} are not of the model's {channels} channels")
+    return normalise(to_channels(images, channels), form)
 
 
 def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None = None) -> jax.Array:
@@ -141,14 +167,44 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
       float32 [B, H, W, model.channels], standardised, in the model's order of channels.
 
     Raises:
-      ValueError: another number of axes or channels, another dtype, floats outside 0..1, or uint16 without a window.
+      TypeError: no array, but a path, an image of PIL's or a list; the message says what to pass.
+      ValueError: another number of axes (the message says what to pass) or channels, another dtype, floats outside
+        0..1, or uint16 without a window.
     """
+    if not hasattr(images, "ndim"):
+        raise TypeError(f"images must be an array [B, H, W, C], got {_instead(images)}")
     if images.ndim != 4:
-        raise ValueError(f"images must be [B, H, W, C], got shape {images.shape}")
+        raise ValueError(f"images must be [B, H, W, C], got shape {images.shape}; {_with_axes(images.shape)}")
     x = to_channels(_to_unit_range(images, model.preprocessing), model.channels)
     if size is not None and x.shape[1:3] != (size, size):
         x = jnp.clip(jax.image.resize(x, (len(x), size, size, x.shape[-1]), "cubic"), 0.0, 1.0)
-    return normalise(x, model.preprocessing)
+    return model_input(x, model)
+
+
+def _instead(given: object) -> str:
+    """What was given in the place of an array, and the array to pass in its place."""
+    if isinstance(given, str | Path):
+        return "a path; pass np.asarray(PIL.Image.open(path).convert('RGB'))[None]"
+    if isinstance(given, list | tuple):
+        return f"a {type(given).__name__}; pass np.stack(images), of arrays [H, W, C] of one size"
+    mode = getattr(given, "mode", None)  # of a PIL image
+    if mode is not None and hasattr(given, "convert"):
+        convert = {"L": "image)[None, ..., None]", "RGB": "image)[None]"}.get(mode, "image.convert('RGB'))[None]")
+        return f"a PIL image of mode {mode}; pass np.asarray({convert}"
+    return f"a {type(given).__name__}; pass a NumPy or JAX array"
+
+
+def _with_axes(shape: tuple[int, ...]) -> str:
+    """How to make [B, H, W, C] of an array of another number of axes."""
+    if len(shape) == 2:
+        return "for one grey image [H, W] pass images[None, ..., None]"
+    if len(shape) == 3 and shape[-1] in (1, 3):
+        return "for one image [H, W, C] pass images[None]"
+    if len(shape) == 3 and shape[0] in (1, 3):
+        return "for one image [C, H, W] pass np.moveaxis(images, 0, -1)[None]"
+    if len(shape) == 3:
+        return "for a batch of grey images [B, H, W] pass images[..., None]"
+    return "pass a batch of images, channels last"
 
 
 def _to_unit_range(images: np.ndarray | jax.Array, preprocessing: Preprocessing) -> jax.Array:

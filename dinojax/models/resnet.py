@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,8 @@ class Conv(nnx.Module):
         x, kernel = x.astype(dtype), kernel.astype(dtype)
         if size == 1:
             x = x[:, ::stride, ::stride]
-            batch, height, width, _ = x.shape
             # The same as a convolution, but faster.
-            y = rearrange(x, "b h w c -> (b h w) c") @ kernel[0, 0]
-            y = rearrange(y, "(b h w) c -> b h w c", b=batch, h=height, w=width)
+            y = (rearrange(x, "b h w c -> (b h w) c") @ kernel[0, 0]).reshape(*x.shape[:3], -1)
         else:
             padding = [((size - 1) // 2, (size - 1) // 2)] * 2
             axes = ("NHWC", "HWIO", "NHWC")
@@ -212,7 +210,13 @@ class ResNet(nnx.Module):
         model = nnx.clone(self)
         for owner in [node for _, node in nnx.iter_graph(model) if isinstance(node, ResNet | Bottleneck | Shortcut)]:
             for name in [name for name, part in vars(owner).items() if isinstance(part, BatchNorm)]:
-                _absorb_batchnorm(owner, name.replace("bn", "conv"), name)
+                conv, (scale, shift) = getattr(owner, name.replace("bn", "conv")), getattr(owner, name).affine()
+                if conv.bias is not None:
+                    shift = shift + conv.bias[...] * scale
+                dtype = conv.kernel.dtype
+                conv.kernel = nnx.Param((conv.kernel[...] * scale).astype(dtype))
+                conv.bias = nnx.Param(shift.astype(dtype))
+                setattr(owner, name, None)
         return model
 
     def images_per_chunk(self, height: int, width: int) -> int:
@@ -238,7 +242,7 @@ def _features(x: jax.Array) -> Features:
     return Features(x.mean((1, 2)), x)
 
 
-def freeze_batchnorm(module: nnx.Module, trained: Callable[[str], bool] | Collection[str]) -> None:
+def freeze_batchnorm(module: nnx.Module, trained: Collection[str]) -> None:
     """Freezes, in place, every BatchNorm of a module whose scale is not trained, and unfreezes all others.
 
     A frozen one normalises by its running statistics with `train=True` too, and leaves them as they are, as Keras does
@@ -249,11 +253,10 @@ def freeze_batchnorm(module: nnx.Module, trained: Callable[[str], bool] | Collec
 
     Args:
       module: a ResNet or what contains one, such as a `Classifier`; in a ViT there is nothing to freeze.
-      trained: the paths of the parameters that are trained, below `module`, or whether one of them is.
+      trained: the paths of the parameters that are trained, below `module`.
     """
-    is_trained = trained if callable(trained) else trained.__contains__
     for path, bn in _batchnorms(module).items():
-        bn.frozen = not is_trained(f"{path}scale")
+        bn.frozen = f"{path}scale" not in trained
 
 
 def running_statistics(module: object) -> dict[str, jax.Array]:
@@ -266,18 +269,6 @@ def _batchnorms(module: object) -> dict[str, BatchNorm]:
     """All BatchNorms in a module, by the prefix of their parameters' paths, such as `layers.0.1.bn2.`."""
     found = ((path, node) for path, node in nnx.iter_graph(module) if isinstance(node, BatchNorm))
     return {"".join(f"{part}." for part in path): bn for path, bn in found}
-
-
-def _absorb_batchnorm(owner: nnx.Module, conv_name: str, bn_name: str) -> None:
-    """Makes a BatchNorm, in inference mode, part of the convolution before it, in place."""
-    conv, bn = getattr(owner, conv_name), getattr(owner, bn_name)
-    scale, shift = bn.affine()
-    if conv.bias is not None:
-        shift = shift + conv.bias[...] * scale
-    dtype = conv.kernel.dtype
-    conv.kernel = nnx.Param((conv.kernel[...] * scale).astype(dtype))
-    conv.bias = nnx.Param(shift.astype(dtype))
-    setattr(owner, bn_name, None)
 
 
 def _normalised(x: jax.Array, bn: BatchNorm | None, train: bool) -> jax.Array:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import importlib.metadata
-import json
+import shlex
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +19,14 @@ from dinojax.models.heads import Classifier, LinearHead
 from dinojax.models.preprocessing import Backbone, Preprocessing
 from dinojax.models.vit import VisionTransformer, ViTArguments
 from dinojax.models.zoo import Arguments, arguments_of, build
-from dinojax.runs.files import replacing_directory, write_json
+from dinojax.runs.files import read_json, replacing_directory, write_json
 
 M = TypeVar("M")
 
 # Arguments of training, which belong to a run rather than to the model.
+# Files that weights_convert reads, by their names, and what marks a folder that it reads.
+_WEIGHT_FILES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5", ".hdf5")
+_HUGGING_FACE = ("config.json", "model.safetensors", "pytorch_model.bin")
 _NOT_STORED = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks", "layer_scale")
 
 
@@ -80,18 +84,34 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     """The content of a directory's `model.json`; raises as `load_model` does."""
     path = Path(directory) / "model.json"
     if not path.is_file():
-        why = "it has no model.json" if path.parent.exists() else "there is nothing of this name"
-        run = (path.parent / "model", path.parent / "models" / "fold_1")  # what `pretrain` and `finetune` write
-        inside = next((model for model in run if (model / "model.json").is_file()), None)
-        hint = f"take {inside}" if inside else "python -m weights_convert SRC DST makes one"
-        raise UsageError(f"{directory} is not a model directory: {why}; {hint}")
-    try:
-        description = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{directory} is not a model directory: {_why_no_model(path.parent)}")
+    description = read_json(path)
     if not isinstance(description, dict):
         raise RunError(f"{path} cannot be read: it holds no settings by name")
     return description
+
+
+def _why_no_model(path: Path) -> str:
+    """What lies at a path that is no model directory, and what to do with it."""
+    if not path.exists():
+        return "there is nothing of this name; python -m weights_convert SRC DST makes one"
+    if path.is_file() and (path.parent / "model.json").is_file():
+        return f"it is a file of one; take {path.parent}"
+    if path.is_file() and path.suffix.lower() in _WEIGHT_FILES:
+        return f"it is a file of weights to convert first: {_conversion(path)}"
+    run = (path / "model", path / "models" / "fold_1")  # what `pretrain` and `finetune` write
+    if inside := next((model for model in run if (model / "model.json").is_file()), None):
+        return f"it has no model.json; take {inside}"
+    if path.is_dir() and any((path / name).is_file() for name in _HUGGING_FACE):
+        return f"it is a Hugging Face folder to convert first: {_conversion(path)}"
+    return "it has no model.json; python -m weights_convert SRC DST makes one"
+
+
+def _conversion(path: Path) -> str:
+    """The command that makes a model directory of a weight file or a Hugging Face folder."""
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    name = folder.name if path.is_dir() or path.name in _HUGGING_FACE else path.stem.removesuffix("_pretrain")
+    return f"python -m weights_convert {shlex.quote(str(path))} {shlex.quote(f'weights/{name}')}"
 
 
 def read_params(directory: str | Path, file: str = "params") -> dict[str, np.ndarray]:
@@ -104,7 +124,9 @@ def read_params(directory: str | Path, file: str = "params") -> dict[str, np.nda
 
 
 def load_model(directory: str | Path, **overrides: object) -> Backbone:
-    """Loads the backbone of a directory that `weights_convert` or a run wrote; of a fine-tuned classifier, that part.
+    """Loads the backbone of a directory that `weights_convert` or a run wrote.
+
+    Of a fine-tuned classifier, that part alone; a warning says so.
 
     Args:
       directory: contains `params.safetensors` and `model.json`.
@@ -114,6 +136,35 @@ def load_model(directory: str | Path, **overrides: object) -> Backbone:
       UsageError: not a model directory, or its model has no such argument.
       RunError: a file cannot be read, or its parameters are not those of the model described; lists all differences.
     """
+    if note := head_left_out(directory):
+        warnings.warn(f"{note}; dinojax.models.store.load_classifier loads both", stacklevel=2)
+    return load_backbone(directory, **overrides)
+
+
+def classifier_origin(directory: str | Path) -> str | None:
+    """What classifier a model directory holds: "a classifier fine-tuned on thyroid, fold 1, of thyroid_dinov2".
+
+    None where it holds a backbone; raises as `load_model` does.
+    """
+    description = read_description(directory)
+    if "classifier" not in description:
+        return None
+    source = description.get("source")
+    task, fold, run = description.get("task"), description.get("fold"), isinstance(source, dict) and source.get("run")
+    parts = [f"on {task}"] if task else []
+    parts += [f"fold {fold}"] if fold else []
+    parts += [f"of {run}"] if run else []
+    return f"a classifier fine-tuned {', '.join(parts)}".rstrip()
+
+
+def head_left_out(directory: str | Path) -> str | None:
+    """The line to say where only the backbone of a fine-tuned classifier is used; None for a backbone."""
+    origin = classifier_origin(directory)
+    return f"{directory} is {origin}: its backbone is taken, its head is left out" if origin else None
+
+
+def load_backbone(directory: str | Path, **overrides: object) -> Backbone:
+    """As `load_model`, without the warning: for callers that say themselves what `head_left_out` gives."""
     description, name, arguments, preprocessing = read_checked_description(directory, overrides)
     params = read_params(directory)
     if "classifier" in description:
@@ -124,11 +175,11 @@ def load_model(directory: str | Path, **overrides: object) -> Backbone:
 
 
 def load_transformer(directory: str | Path, **overrides: object) -> VisionTransformer:
-    """As `load_model`, where only a vision transformer will do; UsageError for other architectures."""
+    """As `load_backbone`, where only a vision transformer will do; UsageError for other architectures."""
     _, name, arguments, _ = read_checked_description(directory)
     if not isinstance(arguments, ViTArguments):
         raise UsageError(f"{directory} holds a {name}; a vision transformer is needed here")
-    model = load_model(directory, **overrides)
+    model = load_backbone(directory, **overrides)
     assert isinstance(model, VisionTransformer)
     return model
 

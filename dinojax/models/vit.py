@@ -11,11 +11,10 @@ from einops import rearrange
 from flax import nnx
 
 from dinojax.models import positions
-from dinojax.models.blocks import Block, DropPath, Mlp, PatchEmbed
+from dinojax.models.blocks import Block, DropPath, Mlp, PatchEmbed, init_weight
 from dinojax.models.preprocessing import Backbone, Features, imagenet_preprocessing
 
 _TOKEN_NUMBERS = 200_000  # tokens × width of a chunk: two images of 224 pixels in a ViT-S/14
-_init_weight = nnx.initializers.truncated_normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +54,9 @@ class VisionTransformer(nnx.Module):
         self.width, self.channels = arguments.width, arguments.channels
         self.preprocessing = imagenet_preprocessing(arguments.channels)
         width, side = arguments.width, arguments.image_size // arguments.patch_size
-        key = rngs.params()
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(rngs.params(), 3)
         self.cls_token = nnx.Param(1e-6 * jax.random.normal(keys[0], (1, 1, width)))
-        self.pos_embed = nnx.Param(_init_weight(keys[1], (1, 1 + side**2, width)))
+        self.pos_embed = nnx.Param(init_weight(keys[1], (1, 1 + side**2, width)))
         self.mask_token = nnx.Param(jnp.zeros((1, width)))
         if arguments.registers:
             self.register_tokens = nnx.Param(1e-6 * jax.random.normal(keys[2], (1, arguments.registers, width)))
@@ -174,11 +172,8 @@ class VisionTransformer(nnx.Module):
 
     def _streams(self, x: jax.Array) -> Iterator[jax.Array]:
         """The residual stream [B, N, D] before the first block and after each."""
-        tokens = self._tokens(x, None)
-        yield tokens
-        for block in self.blocks:
-            tokens = block(tokens, None)
-            yield tokens
+        first = self._tokens(x, None)
+        return itertools.accumulate(self.blocks, lambda tokens, block: block(tokens, None), initial=first)
 
     def _drop_keys(self, train: bool, key: jax.Array | None) -> jax.Array | None:
         """Keys [L, 2, G] of blocks, branches and slices of the batch; None where nothing is dropped."""

@@ -12,28 +12,28 @@ from flax import nnx
 
 from dinojax import progress, sharding, tree
 from dinojax.augment import geometry
-from dinojax.config.evaluate import KNNConfig
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
 from dinojax.data import pipeline
-from dinojax.data.decode import check_headers
+from dinojax.data.decode import Headers, check_headers
+from dinojax.data.facts import Facts
 from dinojax.data.memory import Decoded, decode_all
 from dinojax.data.reading import read_records
-from dinojax.data.records import Records
+from dinojax.data.records import Fold, Records
 from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
-from dinojax.models import ARGUMENTS, Backbone, Preprocessing, create_model
+from dinojax.models import Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
-from dinojax.models.store import load_model, write_model
+from dinojax.models.store import head_left_out, load_backbone, write_model
 from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
-from dinojax.protocols.features import Extracted, extract
+from dinojax.protocols.features import extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
-from dinojax.protocols.study import Study, Unit, name_of
+from dinojax.protocols.study import Study, Unit, name_of, summarise
 from dinojax.protocols.task import Task
-from dinojax.report.selection import Criterion
+from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
 
@@ -47,7 +47,9 @@ def make_backbone(config: StudyConfig) -> Backbone:
       UsageError: there is no such model, or it does not read images of this size.
     """
     if config.init is not None:
-        backbone = load_model(config.init)
+        if note := head_left_out(config.init):
+            print(note)
+        backbone = load_backbone(config.init)
     else:
         given = {name: value for name, value in dataclasses.asdict(config.model).items() if value is not None}
         # The very weights that pre-training with this seed would begin from.
@@ -57,44 +59,71 @@ def make_backbone(config: StudyConfig) -> Backbone:
         backbone.check_size(size, size)
     except ValueError as error:
         raise UsageError(f"image_size {size}: {error}") from error
-    used = dataclasses.replace(backbone.preprocessing, size=size)
+    backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=size)
     if config.normalisation == "none":
-        used = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
-    backbone.preprocessing = used
+        backbone.preprocessing = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
     return backbone
 
 
-def decode_cases(config: StudyConfig, backbone: Backbone) -> Decoded:
+class Cases(NamedTuple):
+    """A labelled data set before its images are decoded, and the folds that divide it."""
+
+    records: Records
+    headers: Headers
+    folds: tuple[Fold, ...]
+
+
+def read_cases(config: StudyConfig) -> Cases:
+    """Lists the cases, looks at their files' headers, and divides them into folds."""
+    records = read_records(
+        config.data,
+        labelled=True,
+        data_root=config.data_root,
+        group_regex=config.group_regex,
+        positive_class=config.positive_class,
+        uncertain=config.uncertain,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        on_bad_file=config.on_bad_file,
+    )
+    records, headers = check_headers(records, on_bad_file=config.on_bad_file)
+    return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))
+
+
+def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Cases:
+    """The cases that could be decoded; the folds are made anew where some could not."""
+    if len(records) == len(cases.records):
+        return cases
+    print(f"{len(cases.records) - len(records)} images cannot be decoded and are left out; the folds are made anew")
+    return Cases(records, cases.headers, make_folds(records, config.folds, config.fold_seed))
+
+
+def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
     """All images in memory: squares for the model (`image`), and small grey ones for the baseline (`pixels`)."""
-    return decode_all(
-        _read(config),
+    decoded = decode_all(
+        cases.records,
         {"image": partial(geometry.square, size=backbone.preprocessing.size), "pixels": pixels.grey_pixels},
         channels=backbone.channels,
         threads=config.threads,
         on_bad_file=config.on_bad_file,
     )
+    return decoded._replace(skipped=[*cases.headers.bad, *decoded.skipped])
 
 
-class ExtractedCases(NamedTuple):
-    """Features of all images that could be read; the images themselves are not kept."""
+def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
+    """Runs a frozen backbone over all images, which are not kept.
 
-    records: Records
-    features: Extracted
-    """Its columns have `pixels`, the small grey images of the baseline."""
-    skipped: list[tuple[str, str]]
-
-
-def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
-    """Runs a frozen backbone over all images."""
-    records, headers = check_headers(_read(config), on_bad_file=config.on_bad_file)
-    print(headers.summary())
+    Returns:
+      The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
+    """
+    records, headers, _ = cases
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
 
     def transform(element: dict[str, Any]) -> dict[str, Any]:
         image = element["image"]
-        views = {"image": geometry.square(image, backbone.preprocessing.size), "pixels": pixels.grey_pixels(image)}
-        return {"index": element["index"], **views}
+        square = geometry.square(image, backbone.preprocessing.size)
+        return {"index": element["index"], "image": square, "pixels": pixels.grey_pixels(image)}
 
     devices = jax.local_device_count()
     size = min(_BATCH, -(-len(records) // devices)) * devices
@@ -106,44 +135,33 @@ def extract_cases(config: StudyConfig, backbone: Backbone) -> ExtractedCases:
                 bar(min(place * size, len(records)), "")
 
         batches = pipeline.evaluation_batches(source, transform, batch_size=size, threads=config.threads)
-        features = extract(backbone, shown(batches))
-    return ExtractedCases(records.take(features.columns["index"]), features, [*headers.bad, *source.skipped])
-
-
-def _read(config: StudyConfig) -> Records:
-    records = read_records(
-        config.data,
-        labelled=True,
-        data_root=config.data_root,
-        group_regex=config.group_regex,
-        positive_class=config.positive_class,
-        uncertain=config.uncertain,
-    )
-    print(records.summary())
-    return records
+        views = extract(backbone, shown(batches))
+    return Decoded(records.take(views.pop("index")), views, [*headers.bad, *source.skipped])
 
 
 def make_study(
     config: StudyConfig,
     protocol: str,
-    records: Records,
+    cases: Cases,
     settings: Sequence[Any],
     criterion: Criterion,
     recipe: Mapping[str, Any],
+    facts: Facts,
 ) -> Study:
-    """The study of a protocol on the data's own folds, or on those that the configuration asks for."""
+    """The study of a protocol on the cases' folds."""
     return Study(
         out=Path(config.out),
-        task_name=config.task or records.task,
+        task_name=config.task or cases.records.task,
         starting_point=config.starting_point or name_of(config.init),
         protocol=protocol,
         seed=config.seed,
         selection=config.selection,
         criterion=criterion,
-        records=records,
-        folds=make_folds(records, config.folds, config.seed),
+        records=cases.records,
+        folds=cases.folds,
         settings=settings,
         recipe=recipe,
+        facts=facts,
     )
 
 
@@ -166,12 +184,11 @@ def run_pixels(study: Study, small_images: np.ndarray) -> None:
     )
     if not (baseline.out / "results.json").exists():
         results = baseline.run(pixels.protocol(small_images, study.labels, study.task))
-        mean = results["selection"]["mean_auc"]
-        print(f"baseline, {method}: mean AUC {'none' if mean is None else f'{mean:.3f}'}", flush=True)
+        print(f"baseline, {method}: {summarise(results)}", flush=True)
 
 
 def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> tuple[Classifier, dict[str, float]]:
-    """The backbone with a new head, and what is trained of it; prints how much that is.
+    """The backbone with a new head, and what is trained of it.
 
     Args:
       config: of the run.
@@ -195,8 +212,6 @@ def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> t
             backbone.check_batch(batch_size, size, size)
         except ValueError as error:
             raise UsageError(f"batch_sizes {batch_size} at image_size {size}: {error}") from error
-    trained, total = sum(weights[path] for path in rates), sum(weights.values())
-    print(f"{config.mode}: {trained:,} of {total:,} parameters are trained")
     return classifier, rates
 
 
@@ -256,43 +271,3 @@ def make_finetuning(
         seed=config.seed,
         write_weights=write_weights,
     )
-
-
-def finetuning_recipe(
-    config: FinetuneConfig, classifier: Classifier, rates: Mapping[str, float]
-) -> dict[str, int | float | str]:
-    """How a fine-tuning run is done, for its results."""
-    params, head = tree.split(classifier)[1], config.classifier
-    twice = classifier.renormalise and ", norm applied twice"
-    augment = dataclasses.asdict(config.augment).items()
-    return {
-        **_common_recipe(config, classifier.backbone),
-        "mode": config.mode,
-        "trained_parameters": sum(params[path].size for path in rates),
-        "head": (f"hidden {head.hidden}" if head.hidden else "linear") + (twice or ""),
-        "epochs": config.epochs,
-        "weights_kept": config.epoch_selection,
-        "weight_decay": config.weight_decay,
-        "augment": ", ".join(f"{name} {_text(value)}" for name, value in augment),
-    }
-
-
-def knn_recipe(config: KNNConfig, backbone: Backbone) -> dict[str, int | float | str]:
-    """How k-NN on frozen features is done, for its results."""
-    weights = "equal" if config.temperature is None else f"exp(similarity / {config.temperature:g})"
-    return {**_common_recipe(config, backbone), "features": config.features, "votes": weights}
-
-
-def _common_recipe(config: StudyConfig, backbone: Backbone) -> dict[str, int | float | str]:
-    form, published = dataclasses.asdict(backbone.arguments), dataclasses.asdict(ARGUMENTS[backbone.name])
-    own = ", ".join(f"{name} {_text(value)}" for name, value in form.items() if value != published[name])
-    return {
-        "init": config.init or "random weights",
-        "model": backbone.name + (f" ({own})" if own else ""),
-        "image_size": backbone.preprocessing.size,
-        "normalisation": config.normalisation,
-    }
-
-
-def _text(value: Any) -> str:
-    return "–".join(map(_text, value)) if isinstance(value, tuple) else f"{value}"

@@ -1,8 +1,8 @@
 """Frozen features of many images, in batches spread over the devices."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,15 @@ from dinojax.models import Backbone, preprocess
 T = TypeVar("T")
 
 
-class Extracted(NamedTuple):
-    """Features of N images, on the host, and what their batches brought along."""
-
-    pooled: np.ndarray
-    """float32 [N, D]: the class token; of a CNN, the global average."""
-    mean_patch: np.ndarray
-    """float32 [N, D]: the mean of the patch tokens; of a CNN, the same."""
-    columns: dict[str, np.ndarray]
-    """[N, ...]: such as `index`, the place in the records."""
-
-
 def pooled(backbone: Backbone, x: jax.Array) -> jax.Array:
     """float32 [B, D]: the class token; of a CNN, the global average."""
     return backbone(x).pooled.astype(jnp.float32)
 
 
-def pooled_and_mean_patch(backbone: Backbone, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float32 [B, D] twice: `pooled`, and the mean of the patch tokens."""
+def _class_token_and_mean_patch(backbone: Backbone, x: jax.Array) -> dict[str, jax.Array]:
     features = backbone(x)
-    return features.pooled.astype(jnp.float32), features.patches.mean((1, 2)).astype(jnp.float32)
+    found = {"class_token": features.pooled, "mean_patch": features.patches.mean((1, 2))}
+    return {name: values.astype(jnp.float32) for name, values in found.items()}
 
 
 class FeatureRunner(Generic[T]):
@@ -95,34 +84,35 @@ class FeatureRunner(Generic[T]):
         return sharding.put_batch(self._mesh, {"image": images})["image"]
 
     def _everywhere(self, params: tree.Params) -> tree.Params:
-        local = {path: _one_copy(value) for path, value in params.items()}
+        # Of what is the same on the devices of several processes, the copy of this one.
+        local = {
+            path: value.addressable_data(0) if value.is_fully_replicated else value for path, value in params.items()
+        }
         return jax.device_put(local, sharding.replicated(self._mesh))
 
 
-def extract(model: Backbone, batches: Iterable[Batch]) -> Extracted:
-    """Runs a backbone over batches of one shape, without holding the images.
+def extract(model: Backbone, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Features of N images, on the host, by running a backbone over batches of one shape without holding the images.
 
     Args:
       model: its own preprocessing is used.
       batches: `image` uint8 [B, H, W, C] with sides that the model reads, and `valid` [B], as `evaluation_batches`
         gives them; any further columns. What is not valid is left out.
 
+    Returns:
+      `class_token`, float32 [N, D], of a CNN the global average; `mean_patch`, float32 [N, D], the mean of the patch
+      tokens, of a CNN the same; and the batches' further columns [N, ...], such as `index`, the place in the records.
+
     Raises:
       ValueError: there are no batches.
     """
-    runner: FeatureRunner[tuple[jax.Array, jax.Array]] | None = None
-
-    def pieces() -> Iterator[dict[str, np.ndarray]]:
-        nonlocal runner
-        for batch in batches:
-            runner = runner or FeatureRunner(model, pooled_and_mean_patch, len(batch["image"]))
-            tokens, patches = runner.run(batch)
-            columns = {name: column for name, column in batch.items() if name not in ("image", "valid")}
-            found: Mapping[str, Any] = {"pooled": tokens, "mean_patch": patches, **columns}
-            yield {name: column[batch["valid"]] for name, column in found.items()}
-
-    columns = stacked(pieces())
-    return Extracted(columns.pop("pooled"), columns.pop("mean_patch"), columns)
+    runner, pieces = None, []
+    for batch in batches:
+        runner = runner or FeatureRunner(model, _class_token_and_mean_patch, len(batch["image"]))
+        further = {name: column for name, column in batch.items() if name not in ("image", "valid")}
+        columns = runner.run(batch) | further
+        pieces.append({name: column[batch["valid"]] for name, column in columns.items()})
+    return stacked(pieces)
 
 
 def stacked(pieces: Iterable[Any], count: int | None = None) -> Any:
@@ -162,8 +152,3 @@ def chunked(
 
     spread = sharding.batch_sharding(mesh).spec
     return jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), spread), out_specs=spread)
-
-
-def _one_copy(value: jax.Array) -> jax.Array:
-    """This process's copy of what is the same on the devices of several."""
-    return value.addressable_data(0) if value.is_fully_replicated else value

@@ -215,10 +215,9 @@ class Finetuning:
         )
 
     def _batches(self, steps: Steps, unit: Unit, seed: int) -> Iterator[dict[str, jax.Array]]:
-        size = self.images.shape[1]
         batches = pipeline.training_batches(
             MemorySource(self.images, self.labels, unit.fold.train),
-            partial(train_transform, size=size, config=self.augment),
+            partial(train_transform, size=self.images.shape[1], config=self.augment),
             batch_size=unit.setting.batch_size,
             seed=seed,
             threads=self.threads,

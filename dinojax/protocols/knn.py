@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinojax.data.records import Fold
 from dinojax.errors import UsageError
-from dinojax.protocols.study import Score, Scored, Study, Unit
+from dinojax.protocols.study import Score, Scored, Unit
 from dinojax.protocols.task import Task
 
 TEMPERATURE = 0.07
@@ -88,18 +89,17 @@ class Neighbourhood:
         return f"k{self.k}"
 
 
-def make_settings(ks: Sequence[int]) -> tuple[Neighbourhood, ...]:
-    """A setting for each k; UsageError if one is there twice."""
+def make_settings(ks: Sequence[int], folds: Sequence[Fold]) -> tuple[Neighbourhood, ...]:
+    """A setting for each k.
+
+    Raises:
+      UsageError: a k is there twice, or a training part has fewer cases than neighbours are asked for.
+    """
     if len(set(ks)) < len(ks):
         raise UsageError(f"ks {list(ks)}: must be different numbers")
+    if max(ks) > (smallest := min(len(fold.train) for fold in folds)):
+        raise UsageError(f"ks: {max(ks)} neighbours, but a training part has {smallest} cases only; lower ks")
     return tuple(Neighbourhood(k) for k in ks)
-
-
-def check(study: Study) -> None:
-    """Raises a UsageError if a training part has fewer cases than neighbours are asked for."""
-    smallest, most = min(len(fold.train) for fold in study.folds), max(setting.k for setting in study.settings)
-    if most > smallest:
-        raise UsageError(f"ks: {most} neighbours, but a training part has {smallest} cases only; lower ks")
 
 
 def protocol(features: np.ndarray, labels: np.ndarray, task: Task, temperature: float | None) -> Score:

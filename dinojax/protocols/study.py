@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from dinojax.data.facts import Facts
 from dinojax.data.records import Fold, Records
 from dinojax.data.splits import cases_table, folds_table
 from dinojax.errors import RunError, UsageError
+from dinojax.models.store import read_description
 from dinojax.protocols.task import Task
-from dinojax.report.figures import draw_run
-from dinojax.report.predictions import case_rows, read_predictions, write_predictions
-from dinojax.report.results import make_result
-from dinojax.report.selection import Criterion, Selection, assemble, best, validation_merit
-from dinojax.runs.files import read_json, replacing, write_json
+from dinojax.reporting.figures import draw_run
+from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.render import number
+from dinojax.reporting.results import make_result
+from dinojax.reporting.selection import Criterion, Selection, assemble, best_setting
+from dinojax.reporting.statistics import mean_and_sd_text
+from dinojax.runs.files import read_json, replacing, write_json, write_text
 
 
 class Unit(NamedTuple):
@@ -74,6 +79,8 @@ class Study:
     settings: Sequence[Any]
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """How it was done, as the report shows it: names to numbers and short texts."""
+    facts: Facts = dataclasses.field(default_factory=dict)
+    """How data and model were understood; kept in `facts.json`."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -88,15 +95,15 @@ class Study:
 
     def units(self) -> list[Unit]:
         """Every fold with every setting, fold by fold."""
-        pairs = [(k, fold, setting) for k, fold in enumerate(self.folds, start=1) for setting in self.settings]
-        return [Unit(*pair, place) for place, pair in enumerate(pairs)]
+        pairs = itertools.product(enumerate(self.folds, start=1), self.settings)
+        return [Unit(number, fold, setting, place) for place, ((number, fold), setting) in enumerate(pairs)]
 
     def finished(self) -> int:
         """Number of the units that are finished."""
         return sum(self._facts(unit).exists() for unit in self.units())
 
     def begin(self) -> None:
-        """Writes `folds.csv`, or compares with the one that the run began with.
+        """Writes `facts.json` and `folds.csv`, or compares the folds with those that the run began with.
 
         Raises:
           UsageError: the published selection has no AUC to choose by.
@@ -111,9 +118,9 @@ class Study:
                 raise RunError(
                     f"the images, labels or folds are no longer those of {path}; put them back, or choose another --out"
                 )
-            return
-        with replacing(path, newline="") as file:
-            table.to_csv(file, index=False)
+        else:
+            write_json(self.out / "facts.json", self.facts)
+            write_text(path, table.to_csv(index=False))
 
     def run(self, score: Score) -> dict[str, Any]:
         """Scores the units that are not finished yet, by the protocol, and writes what follows from all of them.
@@ -141,40 +148,29 @@ class Study:
     def _store(self, unit: Unit, scored: Scored) -> None:
         if scored.write_weights is not None:
             scored.write_weights(self._weights(*unit.key))
-        facts = {"setting": unit.setting.name, "fold": unit.number}
-        parts = [
-            case_rows(
-                cases_table(self.records, indices),
-                self.labels[indices],
-                scores,
-                self.task.classes,
-                {**self._identity, **facts, "split": split},
-            )
-            for split, indices, scores in (
-                ("val", unit.fold.val, scored.val),
-                ("test", unit.fold.test, scored.test),
-            )
-        ]
+        facts = self._identity | {"setting": unit.setting.name, "fold": unit.number}
+        parts = []
+        for split in ("val", "test"):
+            indices, scores = getattr(unit.fold, split), getattr(scored, split)
+            cases, labels = cases_table(self.records, indices), self.labels[indices]
+            parts.append(case_rows(cases, labels, scores, self.task.classes, facts | {"split": split}))
         write_predictions(self._rows(unit), pd.concat(parts, ignore_index=True))
         write_json(self._facts(unit), {"facts": dict(scored.facts), "history": list(scored.history)})
 
     @property
     def _identity(self) -> dict[str, Any]:
-        names = ("starting_point", "protocol", "seed")
-        return {"task": self.task_name, **{name: getattr(self, name) for name in names}}
+        own = {"starting_point": self.starting_point, "protocol": self.protocol, "seed": self.seed}
+        return {"task": self.task_name, **own}
 
     def _drop_unselected_weights(self, number: int) -> None:
         """Removes the weights that nested selection leaves behind in a fold whose units are all finished."""
         if self.selection != "nested":
             return
-        merits = {}
-        for unit in self.units():
-            if unit.number == number:
-                rows = read_predictions(self._rows(unit), self.task.classes)
-                facts = read_json(self._facts(unit))["facts"]
-                validation = pd.DataFrame(rows[rows["split"] == "val"])
-                merits[unit.setting.name] = validation_merit(self.criterion, facts, validation, self.task.classes)
-        for setting in merits.keys() - {best(merits)}:
+        units, classes = [unit for unit in self.units() if unit.number == number], self.task.classes
+        facts = {unit.setting.name: read_json(self._facts(unit))["facts"] for unit in units}
+        rows = pd.concat(read_predictions(self._rows(unit), classes) for unit in units)
+        chosen = best_setting(self.criterion, facts, pd.DataFrame(rows[rows["split"] == "val"]), classes)
+        for setting in facts.keys() - {chosen}:
             shutil.rmtree(self._weights(number, setting), ignore_errors=True)
 
     def _finish(self) -> dict[str, Any]:
@@ -190,8 +186,7 @@ class Study:
         table = read_predictions(path, classes)
         history = [{"setting": s, "fold": k, **epoch} for (k, s), unit in units.items() for epoch in unit["history"]]
         if history:
-            with replacing(self.out / "history.csv", newline="") as file:
-                pd.DataFrame(history).to_csv(file, index=False)
+            write_text(self.out / "history.csv", pd.DataFrame(history).to_csv(index=False))
         settings = [{"setting": setting.name, **dataclasses.asdict(setting)} for setting in self.settings]
         facts = {key: unit["facts"] for key, unit in units.items()}
         results = {
@@ -227,27 +222,37 @@ def is_finished(out: Path) -> bool:
 
 
 def name_of(init: str | None) -> str:
-    """A starting point's name: that of its folder, or of the run that wrote it, with what tells its models apart."""
+    """A starting point's name: that of its folder, or of the run that wrote it, with what tells its models apart.
+
+    A fine-tuned classifier is named as its `model.json` says, wherever it lies: `thyroid_dinov2/fold_1`.
+    """
     if init is None:
         return "random"
     folder = Path(init).resolve()
+    if (folder / "model.json").is_file():
+        description = read_description(folder)
+        run, fold = (description.get("source") or {}).get("run"), description.get("fold")
+        if "classifier" in description and run and fold:
+            return f"{run}/fold_{fold}"
     if folder.name == "model":
         return folder.parent.name
     if folder.name == "model_best":
         return f"{folder.parent.name}, best"
     if folder.parent.name == "models" and folder.name.startswith("fold_"):
-        return f"{folder.parents[1].name}, {folder.name.replace('_', ' ')}"
+        return f"{folder.parents[1].name}/{folder.name}"
     return folder.name
 
 
 def summarise(results: Mapping[str, Any]) -> str:
-    """One line of a run's results: both selections."""
+    """One line of a run's results: both selections, which are the same where there is one setting."""
     parts = []
     for name, found in results["selections"].items():
         if found is not None:
-            spread = [found[key] for key in ("mean_auc", "sd_auc", "pooled_auc")]
-            mean, sd, pooled = ("none" if value is None else f"{value:.3f}" for value in spread)
-            parts.append(f"{name} {mean} ± {sd}, pooled {pooled}")
-    folds = results["selection"]["folds"]
-    aucs = ", ".join(f"{entry['auc']:.3f}" if entry["auc"] is not None else "none" for entry in folds)
-    return f"AUC by fold {aucs}; mean ± SD by selection: {'; '.join(parts)}"
+            text = f"{mean_and_sd_text(found)}, pooled {number(found['pooled_auc'])}"
+            right = found["pooled_accuracy"]
+            parts.append((name, text if right is None else f"{text}, accuracy {right:.3f}"))
+    aucs = [number(entry["auc"]) for entry in results["selection"]["folds"]]
+    spread = "mean ± SD" if len(aucs) > 1 else "AUC"
+    if len(results["settings"]) == 1:
+        return f"AUC by fold {', '.join(aucs)}; {spread} {parts[0][1]}"
+    return f"AUC by fold {', '.join(aucs)}; {spread} by selection: {'; '.join(map(' '.join, parts))}"

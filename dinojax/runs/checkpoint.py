@@ -53,8 +53,8 @@ class Checkpoints:
             raise RunError(f"cannot write to {directory}: {reason(error)}") from error
         self._directory, self._keep = directory.resolve(), keep
         self._shown = directory  # as it was given, for messages
-        self._steps = sorted(int(path.name) for path in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name))
-        self._probes = {step: _read_probe(self._directory / str(step)) for step in self._steps}
+        steps = sorted(int(path.name) for path in directory.iterdir() if re.fullmatch(r"0|[1-9]\d*", path.name))
+        self._probes = {step: _read_probe(self._directory / str(step)) for step in steps}  # increasing
         self._writing: int | None = None
         self._suspect: int | None = None
         self._handler = ocp.StandardCheckpointHandler()
@@ -66,7 +66,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps whose states are saved or being saved, in order."""
-        return list(self._steps)
+        return list(self._probes)
 
     def save(self, step: int, state: Any, probe: float | None = None, suspect: int | None = None) -> None:
         """Starts to save the state after `step` steps, unless it is saved already.
@@ -81,10 +81,9 @@ class Checkpoints:
           RunError: the previous checkpoint could not be written, or this one cannot.
         """
         self.wait()
-        if step in self._steps:
+        if step in self._probes:
             return
         self._writing, self._suspect = step, suspect
-        self._steps.append(step)
         self._probes[step] = probe
         try:
             self._checkpointer.save(self._directory / str(step), args=ocp.args.StandardSave(_by_path(state)))
@@ -186,7 +185,6 @@ class Checkpoints:
                 target = free_path(aside, str(step))
                 (self._directory / str(step)).rename(target)
                 print(f"the checkpoint of step {step} cannot be read ({problem}) and is now {target}", flush=True)
-            self._steps.remove(step)
             del self._probes[step]
         if problems and jax.process_count() > 1:
             multihost_utils.sync_global_devices("dinojax: unreadable checkpoints are moved aside")
@@ -201,18 +199,18 @@ class Checkpoints:
         write_text(path / _RECORD, json.dumps(record, indent=1) + "\n")
 
     def _remove_old(self) -> None:
-        kept = set(self._steps[-self._keep :])
-        measured = [step for step in self._steps if (probe := self._probes[step]) is not None and math.isfinite(probe)]
+        steps = self.steps()
+        kept = set(steps[-self._keep :])
+        measured = {step: probe for step, probe in self._probes.items() if probe is not None and math.isfinite(probe)}
         if measured:
-            kept.add(max(measured, key=lambda step: (self._probes[step], -step)))
+            kept.add(max(measured, key=measured.__getitem__))  # the first of the highest
         if self._suspect is not None:
-            kept.update([step for step in self._steps if step < self._suspect][-1:])
-        removed = [step for step in self._steps if step not in kept]
-        self._steps = [step for step in self._steps if step in kept]
+            kept.update([step for step in steps if step < self._suspect][-1:])
+        self._probes = {step: self._probes[step] for step in steps if step in kept}
         if jax.process_index() != 0:
             return
         try:
-            for step in removed:  # renamed first: a directory that is named by a step is complete
+            for step in set(steps) - kept:  # renamed first: a directory that is named by a step is complete
                 path = self._directory / str(step)
                 path.rename(path.with_name(f"{step}{_UNFINISHED}"))
             for unfinished in self._directory.glob(f"*{_UNFINISHED}"):  # also those of runs that were killed
@@ -222,10 +220,10 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> RunError:
         self._writing = None
-        self._steps.remove(step)
+        del self._probes[step]
         if jax.process_index() == 0:  # frees its space, as the disk may be full
             shutil.rmtree(self._directory / f"{step}{_UNFINISHED}", ignore_errors=True)
-        last = f"the same command resumes from step {self._steps[-1]}" if self._steps else "there is none before it"
+        last = f"the same command resumes from step {max(self._probes)}" if self._probes else "there is none before it"
         return RunError(f"the checkpoint of step {step} could not be written to {self._shown}: {reason(error)}; {last}")
 
 

@@ -1,6 +1,7 @@
 """A run's directory: one run at a time, and always the configuration and the images that it began with."""
 
 import contextlib
+import dataclasses
 import difflib
 import fcntl
 import hashlib
@@ -20,7 +21,7 @@ from dinojax.runs.files import free_path, reason, write_json, write_text
 # Where a run is stored, which machines it uses, what it keeps and which files it may skip change no result.
 _NOT_COMPARED = (
     *("out", "accept_changes", "on_bad_file", "keep_checkpoints"),
-    *("threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
+    *("check", "log_to", "threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
 )
 
 
@@ -78,7 +79,7 @@ def check_config(
         if any((directory / "checkpoints").glob("[0-9]*")):
             raise UsageError(f"{directory} has checkpoints but no config.yaml; put it back, or choose another --out")
         return
-    changed = _changed(before, values)
+    changed = _changed(before, values, _defaults(type(config)))
     refused = [key for key in changed if key not in accept_changes]
     if refused:
         was, now = ({key: repr(of[key]) if key in of else "not there" for key in refused} for of in (before, values))
@@ -86,6 +87,8 @@ def check_config(
         advice = "choose another --out"
         if changeable is None or set(changed) <= set(changeable):
             advice += f", or resume with --accept_changes {','.join(changed)}"
+            if refused == ["data"]:
+                advice += ", which a folder that was moved or renamed needs: the images are compared by relative paths"
         raise UsageError(f"{directory} holds a run with another configuration: {listed}; {advice}")
 
 
@@ -104,7 +107,7 @@ def write_config(config: object, directory: Path, step: int | None = None) -> No
     """
     path, values = directory / "config.yaml", flatten(config)
     before = _read_config(path)
-    if before is not None and _changed(before, values):
+    if before is not None and _changed(before, values, _defaults(type(config))):
         name = "config.before" if step is None else f"config.before_step{step}"
         write_text(free_path(directory, name, ".yaml"), path.read_text())
     write_text(path, yaml.safe_dump(nested(config), sort_keys=False))
@@ -132,9 +135,13 @@ def pin_data(directory: Path, paths: Sequence[str], accept: bool) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} cannot be read ({reason(error)}); remove it if the images are the same") from error
     if same:
+        if accept:
+            print(f"the images are those that the run in {directory} began with, by their relative paths", flush=True)
         return
+    counts = f"{images} then, {len(paths)} now" if images != len(paths) else f"{images}, but other paths or order"
+    if before and accept:
+        print(f"from now on the run in {directory} has other images: {counts}", flush=True)
     if before and not accept:
-        counts = f"{images} then, {len(paths)} now" if images != len(paths) else f"{images}, but other paths or order"
         raise UsageError(
             f"the images are not those that the run in {directory} began with ({counts}); "
             "put them back, choose another --out, or resume with --accept_changes data"
@@ -166,6 +173,18 @@ def _read_config(path: Path) -> dict[str, Any] | None:
         raise UsageError(f"{path} cannot be read ({reason(error)}); repair it, or choose another --out") from error
 
 
-def _changed(before: dict[str, Any], values: dict[str, Any]) -> list[str]:
+def _changed(before: dict[str, Any], values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Keys that differ; a key that is younger than the run is taken to have had its default."""
     compared = [key for key in before.keys() | values.keys() if key.split(".")[0] not in _NOT_COMPARED]
-    return sorted(key for key in compared if before.get(key) != values.get(key))
+    return sorted(key for key in compared if before.get(key, defaults.get(key)) != values.get(key))
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Every default of a configuration, as `flatten` gives values."""
+    found = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found |= {f"{field.name}.{key}": value for key, value in flatten(field.default_factory()).items()}
+    return found

@@ -8,24 +8,26 @@ from typing import Any
 
 from dinojax.errors import RunError
 from dinojax.runs.files import reason, write_text
+from dinojax.runs.trackers import Writer
 
 
 class MetricsLog:
     """Writes the lines. What depends on the clock or the machine stands under `time`; all else is reproducible."""
 
-    def __init__(self, path: Path, restored_step: int | None) -> None:
+    def __init__(self, path: Path, restored_step: int | None, track: Writer | None = None) -> None:
         """Opens the file and removes the lines after the step that a run resumes from.
 
         Args:
           path: the file; made if need be.
           restored_step: the step of the restored state; None where none was restored, which removes every line.
+          track: gets what is written too, the names under `time` with `time/` before them.
 
         Raises:
           RunError: a line of the file is damaged, or it cannot be written.
         """
         kept = [line for line, values in _lines(path) if restored_step is not None and values["step"] <= restored_step]
         write_text(path, "".join(kept))
-        self._path = path
+        self._path, self._track = path, track
         # Unbuffered: a buffer would try once more, at exit, to write what the disk has no room for.
         self._file = path.open("ab", buffering=0)
 
@@ -44,6 +46,8 @@ class MetricsLog:
             self._file.truncate(end)
             what = f"the metrics of step {step} could not be written to {self._path}"
             raise RunError(f"{what}: {reason(error)}") from error
+        if self._track is not None:
+            self._track(step, {**metrics, **{f"time/{name}": value for name, value in time.items()}})
 
     def sync(self) -> None:
         """Waits until the lines are on the disk, so that no checkpoint outlives them when the power fails."""

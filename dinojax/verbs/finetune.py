@@ -1,4 +1,4 @@
-"""`python -m dinojax finetune`: every fold with every setting of one starting point, and what follows from them."""
+"""`dinojax finetune`: every fold with every setting of one starting point, and what follows from them."""
 
 from functools import partial
 from pathlib import Path
@@ -7,9 +7,11 @@ from dinojax import progress
 from dinojax.config import parser
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.data.decode import list_skipped
+from dinojax.data.facts import render
 from dinojax.errors import Stopped
-from dinojax.protocols import assembly
+from dinojax.protocols import assembly, recipes
 from dinojax.protocols.finetuning import make_grid
+from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.protocols.study import Scored, Unit, is_finished, summarise
 from dinojax.protocols.task import Task
 from dinojax.runs.directory import check_config, lock, write_config
@@ -19,24 +21,30 @@ from dinojax.runs.signals import StopRequest
 CHANGEABLE = ("data", "data_root")
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the fine-tuning that the command line describes, or resumes it."""
-    config = parser.parse(FinetuneConfig, arguments, "finetune")
+def main(config: FinetuneConfig) -> Path:
+    """Runs a fine-tuning, or resumes it."""
     out, settings = Path(config.out), make_grid(config.lrs, config.batch_sizes)
+    config = with_model_of_init(config)
     check_config(config, out, parser.names(config.accept_changes), CHANGEABLE)
     if is_finished(out):
-        return
+        return out
     backbone = assembly.make_backbone(config)
-    cases = assembly.decode_cases(config, backbone)
+    cases = assembly.read_cases(config)
     classifier, rates = assembly.make_classifier(config, backbone, Task.of(cases.records))
-    recipe = assembly.finetuning_recipe(config, classifier, rates)
-    study = assembly.make_study(config, "finetune", cases.records, settings, "val_loss", recipe)
-    finetuning = assembly.make_finetuning(config, study, classifier, rates, cases.views["image"])
+    facts, here = recipes.finetuning_facts(config, cases, classifier, rates)
+    print(render(facts | here), flush=True)
+    if config.check:
+        return out
     with lock(out):
+        decoded = assembly.decode_cases(config, backbone, cases)
+        cases = assembly.without_skipped(config, cases, decoded.records)
+        recipe = recipes.finetuning_recipe(config, classifier, rates)
+        study = assembly.make_study(config, "finetune", cases, settings, "val_loss", recipe, facts)
+        finetuning = assembly.make_finetuning(config, study, classifier, rates, decoded.views["image"])
         study.begin()
         write_config(config, out)
-        list_skipped(cases.skipped, out / "skipped_files.csv")
-        assembly.run_pixels(study, cases.views["pixels"])
+        list_skipped(decoded.skipped, out / "skipped_files.csv")
+        assembly.run_pixels(study, decoded.views["pixels"])
         total, done = (count * config.epochs for count in (len(study.units()), study.finished()))
         with StopRequest() as stop, progress.bar("fine-tuning", total, done) as bar:
 
@@ -53,3 +61,4 @@ def main(arguments: list[str]) -> None:
 
             results = study.run(score)
     print(f"done: {summarise(results)}; look at {out / 'results.json'} and {out / 'figures'}")
+    return out

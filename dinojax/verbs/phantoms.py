@@ -1,4 +1,4 @@
-"""`python -m dinojax phantoms OUT`: writes a phantom data set, and a sheet of examples."""
+"""`dinojax phantoms OUT`: writes a phantom data set, and a sheet of examples."""
 
 import dataclasses
 from pathlib import Path
@@ -8,40 +8,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dinojax.config import parser as configuration
+from dinojax.config.phantoms import PhantomsConfig
 from dinojax.data.phantoms.dataset import CLASSES, write_phantoms
 
 
-@dataclasses.dataclass(frozen=True)
-class PhantomsConfig:
-    """Writes synthetic breast ultrasound of both classes, with lesion masks and patient-grouped folds."""
-
-    out: str
-    """The data set's directory; must be empty or not exist."""
-    patients: int = 60
-    """Half of them benign, half malignant."""
-    images_per_patient: int = 4
-    size: int = 128
-    """Side of the images in pixels."""
-    folds: int = 5
-    seed: int = 0
-
-
-def main(arguments: list[str]) -> None:
-    """Writes the data set that the command line describes."""
-    config = configuration.parse(PhantomsConfig, arguments, "phantoms", positional=True)
-    out = Path(config.out)
-    table = write_phantoms(
-        out,
-        patients=config.patients,
-        images_per_patient=config.images_per_patient,
-        size=config.size,
-        folds=config.folds,
-        seed=config.seed,
-    )
+def main(config: PhantomsConfig) -> Path:
+    """Writes a phantom data set."""
+    given = dataclasses.asdict(config)
+    out = Path(given.pop("out"))
+    table = write_phantoms(out, **given)
     draw_sheet(out, table)
     counts = ", ".join(f"{(table['label'] == name).sum()} {name}" for name in CLASSES)
     print(f"{len(table)} images of {config.patients} patients ({counts}) in {out}; look at {out / 'phantoms.png'}")
+    return out
 
 
 def draw_sheet(out: Path, table: pd.DataFrame, columns: int = 6) -> None:

@@ -1,8 +1,8 @@
-"""`python -m dinojax pretrain`: DINOv2's self-supervised pre-training on a folder of images."""
+"""`dinojax pretrain`: DINOv2's self-supervised pre-training on a folder of images."""
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,33 +11,43 @@ from dinojax import processes, sharding, tree
 from dinojax.config import parser
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.decode import list_skipped
+from dinojax.data.duplicates import equal_files
 from dinojax.dino import assembly
-from dinojax.dino.loop import teacher_params, train
+from dinojax.dino.loop import Hooks, teacher_params, train
 from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
-from dinojax.errors import RunError, UsageError
+from dinojax.dino.outputs import Curves, leave_figures, leave_verdict
+from dinojax.errors import UsageError
 from dinojax.look import sheets
-from dinojax.report import plots
+from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import check_config, lock, pin_data, write_config
-from dinojax.runs.files import reason
+from dinojax.runs.files import read_json, write_json
 from dinojax.runs.metrics import MetricsLog, read_metrics
+from dinojax.runs.trackers import check_trackers, open_trackers
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the pre-training that the command line describes, or resumes it where it stopped."""
-    config = parser.parse(PretrainConfig, arguments, "pretrain")
+def main(config: PretrainConfig) -> Path:
+    """Runs a pre-training, or resumes it where it stopped."""
     with processes.joined(config.distributed) as lead:
         pretrain(config, lead)
+    return Path(config.out)
 
 
 def pretrain(config: PretrainConfig, lead: bool) -> None:
     """One process of a run; the lead process writes everything but the others' shares of the checkpoints."""
+    config = with_model_of_init(config)
     out, accepted = Path(config.out), parser.names(config.accept_changes)
-    run = assembly.assemble(config)
+    check_config(config, out, accepted)
+    check_trackers(config.log_to)
+    run = assembly.assemble(config, resuming=any((out / "checkpoints").glob("[0-9]*")))
+    run = assembly.compile_step(run, config)
+    if config.check:
+        return
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
     paths = source.records.paths.tolist()
+
+    curves = Curves(out, config)
 
     def save(params: tree.Params, step: int, name: str = "model_best") -> None:
         if lead:
@@ -50,7 +60,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             sheets.crop_sheet(*crops, run.backbone.preprocessing, out / "figures" / "crops.png")
 
     with lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
-        check_config(config, out, accepted)
         if lead:
             pin_data(out, paths, accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
@@ -67,28 +76,24 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         log = None
         if lead:
             write_config(config, out, start)
+            known = read_json(out / "facts.json") if resumed and (out / "facts.json").exists() else {}
+            write_json(out / "facts.json", known | run.facts)
             (out / "figures").mkdir(exist_ok=True)
-            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None))
-            stack.callback(leave_figures, out, config, lambda: [*run.headers.bad, *source.skipped])
+            track = open_trackers(config.log_to, out, parser.flatten(config), start) if config.log_to else None
+            log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None, track))
+            stack.callback(leave_figures, out, curves, lambda: [*run.headers.bad, *source.skipped])
         size = config.batch_size
-        monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators)
+        equal = partial(equal_files, source.records)
+        monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators, equal)
         monitor.replay(read_metrics(out / "metrics.jsonl") if resumed else [], start)
-        note = f"resuming after step {start}" if start else "the first one compiles"
-        print(f"{steps} steps of {size} images on {mesh.size} {jax.default_backend()} device(s); {note}")
+        print(f"resuming after step {start} of {steps}" if start else f"{steps} steps of {size} images", flush=True)
 
         left = itertools.islice(run.read_batches(start), steps - start)
         batches = pipeline.prefetch(left, lambda batch: (sharding.put_batch(mesh, batch), batch["index"]))
         stack.callback(batches.close)  # type: ignore[attr-defined]
-        state = train(run, state, batches, monitor, checkpoints, show=show, save_best=save)
+        hooks = Hooks(show, save, curves.redraw if lead else None)
+        state = train(run, state, batches, monitor, checkpoints, hooks)
         save(teacher_params(mesh, state), steps, "model")
+        if lead:
+            print(leave_verdict(out, config))
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")
-
-
-def leave_figures(out: Path, config: PretrainConfig, skipped: Callable[[], list[tuple[str, str]]]) -> None:
-    """Draws the curves and lists the files that were skipped; a failure here must not hide an error of the run."""
-    try:
-        curves = out / "figures" / "curves.png"
-        plots.plot_metrics(out / "metrics.jsonl", curves, config.head.prototypes, config.loss.dino_weight)
-        list_skipped(skipped(), out / "skipped_files.csv")
-    except (OSError, RunError) as error:
-        print(f"the curves in {out / 'figures'} or skipped_files.csv are out of date: {reason(error)}")

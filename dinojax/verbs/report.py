@@ -1,27 +1,23 @@
-"""`python -m dinojax report`: one table and its plots from several runs, of whatever protocols."""
+"""`dinojax report`: one table and its plots from several runs, of whatever protocols."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from dinojax.config.parser import Parser
+from dinojax.config.report import ReportConfig
 from dinojax.errors import UsageError
-from dinojax.report import comparison, render
-from dinojax.report.figures import draw_comparison
-from dinojax.report.results import check_comparable, read_run
+from dinojax.reporting import comparison, render
+from dinojax.reporting.figures import draw_comparison
+from dinojax.reporting.results import check_comparable, read_run, renamed
 from dinojax.runs.files import write_json, write_text
 
 
-def main(arguments: list[str]) -> None:
+def main(config: ReportConfig) -> Path:
     """Reads the runs, computes every number anew from their predictions, and writes the report."""
-    parser = Parser(prog="python -m dinojax report", description="One table and its plots from several runs.")
-    parser.add_argument("runs", nargs="+", help="directories of finished runs of finetune or evaluate")
-    parser.add_argument("--out", required=True, help="directory of the report; files of an earlier one are replaced")
-    given = parser.parse_args(arguments)
-    out = Path(given.out)
+    out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; name a directory")
-    runs = [read_run(Path(name)) for name in given.runs]
+    runs = renamed([read_run(Path(name)) for name in config.runs], config.names)
     check_comparable(runs)
 
     figures = out / "figures"
@@ -36,3 +32,4 @@ def main(arguments: list[str]) -> None:
     sources = [{"directory": str(run.directory), **run.facts} for run in runs]
     write_json(out / "report.json", {"table": rows, "notes": comparison.READING, "runs": sources})
     print(f"done: {out / 'report.md'}, and report.html beside it")
+    return out

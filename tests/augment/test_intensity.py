@@ -102,15 +102,3 @@ def test_blur_probability_is_the_effective_one(blur, share):
     keys = jax.random.split(jax.random.key(2), 500)
     views = jax.vmap(lambda key: intensity.augment(image, key, photometry, blur=blur))(keys)
     assert abs(np.mean(np.abs(views - image).max((1, 2, 3)) > 0) - share) < 0.05
-
-
-def test_normalize_repeats_grey_and_takes_the_luminance_of_colour():
-    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    grey, colour = noise(1), noise(3)
-    np.testing.assert_allclose(
-        intensity.normalize(grey, mean, std),
-        (grey - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1)),
-        rtol=1e-5,
-    )
-    expected = (np.tensordot([0.299, 0.587, 0.114], colour, 1) - 0.4) / 0.2
-    np.testing.assert_allclose(intensity.normalize(colour, (0.4,), (0.2,))[0], expected, atol=1e-5)

@@ -61,7 +61,7 @@ for config, groups in (
     (
         FINETUNE,
         (
-            (SEED, "seed"),
+            (SEED, "seed fold_seed"),
             (ABOVE_0, "folds image_size epochs model.width model.depth model.heads model.image_size"),
             (FROM_0, "weight_decay threads fsdp classifier.hidden augment.rotation augment.shear augment.shift"),
             (SHARE, "augment.horizontal_flip"),
@@ -99,7 +99,8 @@ def test_no_number_lacks_bounds_by_oversight() -> None:
         words = (str, bool)
         named = {field for field, value in flatten(config).items() if not isinstance(value, words)}
         texts = {"init", "data_root", "group_regex", "task", "starting_point", "positive_class", "model.mlp"}
-        texts |= {"uncertain", "probe.data", "probe.data_root", "probe.group_regex", "distributed.coordinator"}
+        texts |= {"log_to", "uncertain", "path_column", "label_column", "distributed.coordinator"}
+        texts |= {f"probe.{name}" for name in ("data", "data_root", "group_regex", "path_column", "label_column")}
         assert named - texts - UNBOUNDED == {key for whose, key in EXPECTED if whose is config}
 
 

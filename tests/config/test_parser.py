@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dinojax.config.evaluate import KNNConfig
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.parser import flatten, parse
 from dinojax.config.pretrain import PretrainConfig
@@ -15,9 +16,10 @@ REQUIRED = ["--data", "d", "--out", "o"]
 
 
 @pytest.mark.parametrize("preset", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_presets_hold_only_keys_of_their_verb(preset: Path) -> None:
-    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}[preset.parent.name]
-    config = parse(kind, [*REQUIRED, "--config", str(preset)], preset.parent.name)
+def test_presets_hold_only_keys_of_their_verb(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kind = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "evaluate": KNNConfig}[preset.parent.name]
+    config = parse(kind, [*REQUIRED, "--config", preset.stem], preset.parent.name)
     values = flatten(config)
     for key, value in flatten(yaml.safe_load(preset.read_text())).items():
         assert values[key] == value, key
@@ -56,6 +58,11 @@ def test_the_command_line_goes_before_the_preset() -> None:
         ([*REQUIRED, "--crops.global_scale", "[0.3]"], "crops.global_scale"),
         ([*REQUIRED, "--loss.centering", "none"], "loss.centering"),
         ([*REQUIRED, "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (
+            [*REQUIRED, "--config", "nothing"],
+            "--config nothing: there is no such file, and the presets of pretrain are",
+        ),
+        ([*REQUIRED, "--config", "."], "there is no such file"),
         ([*REQUIRED, "--batch_size", "0"], "batch_size is 0"),
         ([*REQUIRED, "--seed", "-1"], "seed is -1"),
         ([*REQUIRED, "--groups", "3"], "groups 3"),
@@ -96,3 +103,31 @@ def test_an_unknown_key_of_a_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_what_is_off_at_zero_may_be_zero() -> None:
     off = ["--guard.steps", "0", "--optim.clip", "0", "--loss.koleo_weight", "0", "--crops.locals", "0", "--fsdp", "0"]
     assert parse(PretrainConfig, [*REQUIRED, *off], "pretrain").guard.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("", "is empty"), ("# only a comment\n", "is empty"), ("batch_size\n", "holds no keys"), ("a: [\n", "YAML")],
+)
+def test_a_file_without_keys_is_refused_by_name(text: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UsageError, match=rf"c\.yaml: .*{named}"):
+        parse(PretrainConfig, [*REQUIRED, "--config", str(tmp_path / "c.yaml")], "pretrain")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--lrs", "1e-3"], (1e-3,)),
+        (["--lrs=1e-3"], (1e-3,)),
+        (["--lrs", "1e-3,1e-4"], (1e-3, 1e-4)),
+        (["--lrs", "[1e-3, 1e-4]"], (1e-3, 1e-4)),
+    ],
+)
+def test_a_key_of_many_values_takes_one(given: list[str], read: tuple[float, ...]) -> None:
+    assert parse(FinetuneConfig, [*REQUIRED, *given], "finetune").lrs == read
+
+
+def test_a_mistyped_key_is_answered_with_its_neighbour() -> None:
+    with pytest.raises(UsageError, match=r"--optim\.lrr.*did you mean --optim\.lr\?"):
+        parse(PretrainConfig, [*REQUIRED, "--optim.lrr", "1"], "pretrain")

@@ -40,6 +40,8 @@ class Recipe(NamedTuple):
     frozen_prototypes: int
     images: int = 10_000
     """Of the data set; they count where an epoch is a pass over it."""
+    head_warmup: int = 0
+    """Steps of the heads alone, at the peak rate; the other lengths begin after them."""
 
 
 # Peaks: 4e-3·√2, 2e-4·√3, 2e-4·√1.1875, and 2e-4 / 2 for a quarter of 1,024 images.
@@ -56,6 +58,9 @@ RECIPES = {
     "histopathology": Recipe(10_000, 256, 1e-4, 1000, (0.04, 0.2), (0.994, 1.0), (0.04, 0.07), 3000, 100),
     "medidino_code": Recipe(10_000, 256, 1e-4, 1000, (0.04, 0.2), (0.994, 1.0), (0.04, 0.07), 3000, 100),
     "medidino_paper": Recipe(20_000, 256, 1e-4, 1000, (0.04, 0.2), (0.994, 1.0), (0.04, 0.07), 3000, 100),
+    # After the heads' warm-up of 500 steps and of 10, lengths are squeezed to the steps that are left.
+    "continue_small": Recipe(5000, 64, 5e-5, 450, (0.04, 0.2), (0.994, 1.0), (0.04, 0.07), 1350, 90, head_warmup=500),
+    "trial_cpu": Recipe(30, 8, 1.7677669529663689e-5, 7, (0.04, 0.2), (0.994, 1.0), (0.04, 0.07), 7, 7, head_warmup=10),
     "laptop": Recipe(1240, 32, 5e-4, 78, (0.04, 0.04), (0.94, 1.0), (0.02, 0.02), 0, 0, images=1000),
 }
 
@@ -81,7 +86,9 @@ def test_schedules_over_a_whole_run(preset: str) -> None:
     assert (steps, config.batch_size) == (recipe.steps, recipe.batch_size)
     made = make_schedules(timeline, config.batch_size, config.optim, config.teacher)
     assert [len(schedule) for schedule in made] == [steps] * 4
-    warmup, warm = recipe.warmup, recipe.temperature_warmup
+    warmup, warm, heads = recipe.warmup, recipe.temperature_warmup, recipe.head_warmup
+    assert (made.lr[:heads] == made.lr.max()).all()
+    made, steps = Schedules(*(schedule[heads:] for schedule in made)), steps - heads
     for step in (0, 1, warmup - 1, warmup, max(warm - 1, 0), warm, steps // 2, steps - 1):
         falling = cosine(recipe.peak, 1e-6, step - warmup, steps - warmup)
         expected = {
@@ -274,7 +281,7 @@ def test_every_key_names_its_source(preset: str) -> None:
     text = (FOLDER / f"{preset}.yaml").read_text()
     assert "# Time: " in text
     assert "# Result: " in text
-    assert f"--config configs/pretrain/{preset}.yaml" in text
+    assert f"--config {preset} " in text
     documented = False  # whether the section's first line names the source
     for line in text.splitlines():
         if not (key := re.match(r"( *)\w+:", line)):

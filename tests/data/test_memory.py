@@ -32,9 +32,8 @@ def damage(folder: Path, name: str, header: bool) -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_views_of_every_image(tmp_path: Path, threads: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_views_of_every_image(tmp_path: Path, threads: int) -> None:
     records, views, skipped = decode_all(write_images(tmp_path), VIEWS, channels=1, threads=threads, on_bad_file="stop")
-    assert capsys.readouterr().out.startswith("5 headers checked: 5 grey")
     assert not skipped
     assert views["shape"].tolist() == [[8 + number, 12, 1] for number in range(5)]
     assert views["square"].dtype == np.uint8

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from dinojax.data.phantoms.bmode import Scene, draw_image, receive
 from dinojax.data.phantoms.dataset import draw_scenes, write_phantoms
 from dinojax.errors import UsageError
-from dinojax.verbs import phantoms as verb
+from dinojax.verbs import run as run_verb
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,22 @@ def test_what_is_there_is_not_overwritten(tmp_path):
 
 def test_the_verb_draws_a_sheet_and_says_where_to_look(tmp_path, capsys):
     out = tmp_path / "set"
-    verb.main([str(out), "--patients", "7", "--images_per_patient", "2", "--size", "64", "--folds", "3", "--seed", "4"])
+    run_verb(
+        [
+            "phantoms",
+            str(out),
+            "--patients",
+            "7",
+            "--images_per_patient",
+            "2",
+            "--size",
+            "64",
+            "--folds",
+            "3",
+            "--seed",
+            "4",
+        ]
+    )
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("14 images of 7 patients (8 benign, 6 malignant)")
     assert last.endswith(str(out / "phantoms.png"))
@@ -208,4 +223,4 @@ def test_the_verb_draws_a_sheet_and_says_where_to_look(tmp_path, capsys):
     golden = (pixels[..., 0] > 180) & (pixels[..., 2] < 80)  # the outlines
     assert golden.sum() > 100
     with pytest.raises(UsageError, match="colour"):
-        verb.main([str(tmp_path / "other"), "--colour", "3"])
+        run_verb(["phantoms", str(tmp_path / "other"), "--colour", "3"])

@@ -87,7 +87,7 @@ def test_a_slice_without_a_class_is_refused():
     # One patient has more than the others together, and two of the three with a "yes" end in one slice.
     groups = np.array(["a"] + ["b"] * 2 + ["c"] + ["d"] * 5)
     labels = np.array(["yes", "no", "yes", "no", "no", "yes", "yes", "yes", "yes"])
-    with pytest.raises(UsageError, match=r"too unequal: one of 3 folds has no 'yes'; make fewer folds"):
+    with pytest.raises(UsageError, match=r"too unequal: one of 3 folds has no 'yes'; at least 3 folds are needed"):
         grouped_folds(labels, groups, 3, seed=0)
 
 
@@ -95,7 +95,7 @@ def test_fold_files_have_the_published_layout(tmp_path):
     labels = ["no", "yes"] * 6
     paths = [f"images/{place}.png" for place in range(12)]
     folds = grouped_folds(np.array(labels), np.arange(12), 3, seed=0)
-    write_fold_files(tmp_path, "knee", paths, labels, folds)
+    write_fold_files(tmp_path, "knee", pd.DataFrame({"filename": paths, "label": labels}), folds)
     names = {f"knee_{split}_fold{number}.csv" for split in ("train", "val", "test") for number in (1, 2, 3)}
     assert {file.name for file in (tmp_path / "dataframe").iterdir()} == names
     table = pd.read_csv(tmp_path / "dataframe" / "knee_val_fold2.csv")
@@ -107,7 +107,8 @@ def test_fold_files_have_the_published_layout(tmp_path):
 def test_fold_files_keep_the_patients_as_written(tmp_path):
     labels, patients = ["no", "yes"] * 6, [f"00{place}" for place in range(12)]
     folds = grouped_folds(np.array(labels), np.array(patients), 3, seed=0)
-    write_fold_files(tmp_path, "knee", patients, labels, folds, patients)
+    listed = pd.DataFrame({"filename": patients, "label": labels, "patient_id": patients})
+    write_fold_files(tmp_path, "knee", listed, folds)
     table = pd.read_csv(tmp_path / "dataframe" / "knee_train_fold1.csv", dtype=str)
     assert list(table["patient_id"]) == [patients[place] for place in folds[0].train]
 
@@ -162,6 +163,38 @@ def test_folds_of_the_data_are_taken_as_they_are(records: Records) -> None:
 def test_bad_folds_are_refused(records: Records, fold: Fold, message: str) -> None:
     with pytest.raises(RunError, match=message):
         make_folds(dataclasses.replace(records, folds=(fold,)), 5, seed=0)
+
+
+def test_a_class_is_called_by_its_name_and_the_advice_can_be_followed(records: Records) -> None:
+    few = records.take(np.arange(16))  # two patients of the second class
+    for folds in (5, 3):
+        with pytest.raises(
+            UsageError, match=r"class 'malignant' has 2 groups .* at least 3 folds are needed: add pati"
+        ):
+            make_folds(few, folds, seed=0)
+    with pytest.raises(UsageError, match=r"class 'benign' has 6 groups .* for 7 folds; make fewer folds \(--folds 6\)"):
+        make_folds(records, 7, seed=0)
+    splits = text("train" if place < 14 else "test" for place in range(16))
+    with pytest.raises(
+        UsageError, match=r"cannot be taken for validation: class 'malignant' .* give a validation part"
+    ):
+        make_folds(dataclasses.replace(few, splits=splits), 5, seed=0)
+
+
+def test_published_folds_may_share_patients_that_nobody_gave(
+    records: Records, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = Fold(np.arange(1, 20), np.arange(20, 24), np.arange(1))
+    derived = dataclasses.replace(records, folds=(fold,), patient_source="the file names (RadImageNet acl)")
+    assert make_folds(derived, 5, seed=0) == (fold,)
+    printed = capsys.readouterr().out
+    assert printed.startswith("warning: ")
+    assert "the file names (RadImageNet acl)" in printed
+    assert "fold 1: 1 in both train and test" in printed
+    assert printed.count("\n") == 1
+    for source in ("column pid", "--group_regex"):
+        with pytest.raises(RunError, match="1 patients are in both train and test"):
+            make_folds(dataclasses.replace(derived, patient_source=source), 5, seed=0)
 
 
 def test_a_split_of_some_images_is_refused(records: Records) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -57,7 +58,10 @@ def test_several_labels_an_image(tmp_path: Path) -> None:
     assert records.labels is not None
     assert records.labels.dtype == np.float32
     np.testing.assert_array_equal(records.labels, [[1, 0], [0, np.nan], [np.nan, 1]])
-    assert records.summary() == "3 images; z 1 of 2 known, a 1 of 2 known"
+    assert records.summary().endswith(
+        "/manifest.csv: 3 images; z 1 of 2 known, a 1 of 2 known; "
+        "left out: 3 images that no table lists (such as 3.png)"
+    )
     label = ImageSource(records)[0]["label"]
     assert label.dtype == np.float32
     np.testing.assert_array_equal(label, [1, 0])
@@ -140,10 +144,20 @@ def test_missing_files_are_found_by_listing_and_singly(
     (tmp_path / "b").symlink_to(tmp_path / "a")
     there = ["a/1.png", "b/2.png", "a/link.png", "top.png", "./top.png", "a/../top.png", str(tmp_path / "a/1.png")]
     gone = ["a/3.png", "a/folder.png", "a/broken.png", "c/1.png", "/top.png", "1.png", "a/1.png/2.png"]
-    assert files.find_missing(tmp_path, there) == []
-    assert files.find_missing(tmp_path, [*gone, *there]) == list(range(len(gone)))
+    missing, inodes = files.look_up(tmp_path, there)
+    assert missing == []
+    top, first, second = ((tmp_path / name).stat().st_ino for name in ("top.png", "a/1.png", "a/2.png"))
+    assert inodes.tolist() == [first, second, top, top, top, top, first]
+    assert files.look_up(tmp_path, [*gone, *there])[0] == list(range(len(gone)))
     if not (tmp_path / "A/1.PNG").exists():  # a case-sensitive file system
-        assert files.find_missing(tmp_path, ["a/1.PNG", "A/1.png"]) == [0, 1]
+        assert files.look_up(tmp_path, ["a/1.PNG", "A/1.png"])[0] == [0, 1]
+
+
+def test_an_absolute_path_is_the_same_image(tmp_path: Path) -> None:
+    absolute = tmp_path / "0.png"
+    data = write_manifest(tmp_path, ("path", "label"), ("1.png", "a"), ("0.png", "a"), (str(absolute), "b"))
+    with pytest.raises(RunError, match=rf"row 4: {absolute} is listed before as 0.png, in row 3; keep one row"):
+        read(data)
 
 
 def test_fold_files_may_have_several_labels(tmp_path: Path) -> None:
@@ -151,7 +165,8 @@ def test_fold_files_may_have_several_labels(tmp_path: Path) -> None:
     paths = [f"{number}.png" for number in range(6)]
     parts = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
     folds = [Fold(parts[k], parts[(k + 1) % 3], parts[(k + 2) % 3]) for k in range(3)]
-    write_fold_files(data, "chest", paths, ["0,1", "1,", "0,0", "1,1", ",0", "0,1"], folds)
+    listed = pd.DataFrame({"filename": paths, "label": ["0,1", "1,", "0,0", "1,1", ",0", "0,1"]})
+    write_fold_files(data, "chest", listed, folds)
     for file in (data / "dataframe").iterdir():
         file.write_text(file.read_text().replace('"', "").replace("label", "label_a,label_b"))
     records = read(data)

@@ -63,7 +63,7 @@ def test_effective_rank_of_points_on_a_line_and_in_one_place() -> None:
 
 
 def test_what_is_not_finite_is_named() -> None:
-    reason = guard().check(7, {**WELL, "koleo": float("inf"), "grad_norm_backbone": float("nan")})
+    reason = not_finite(7, {**WELL, "koleo": float("inf"), "grad_norm_backbone": float("nan")})
     assert reason is not None
     assert reason.startswith("koleo is inf, grad_norm_backbone is nan at step 7;")
     assert not_finite(7, WELL) is None

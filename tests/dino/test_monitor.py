@@ -3,19 +3,23 @@
 import csv
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from dinojax.config.pretrain import GuardConfig
+from dinojax.data.duplicates import equal_files
+from dinojax.data.reading import read_records
+from dinojax.dino import monitor as monitoring
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.health import Guard
 from dinojax.dino.monitor import Monitor
 from dinojax.errors import RunError, UsageError
-from dinojax.protocols.probe import Accuracy
 from dinojax.runs.metrics import MetricsLog
 
 PATHS = [f"images/{number}.png" for number in range(20)]
@@ -29,9 +33,9 @@ class Probe:
     def __init__(self, *accuracies: float) -> None:
         self._left = iter(accuracies)
 
-    def measure(self, params: dict[str, str]) -> Accuracy:
+    def measure(self, params: dict[str, str]) -> dict[str, float]:
         assert params == {"norm.scale": "of the teacher"}
-        return Accuracy(next(self._left), 0.4)
+        return {"probe": next(self._left), "probe_balanced": 0.4}
 
     def baselines(self) -> dict[str, float]:
         return {"probe_pixels": 0.5, "probe_majority": 0.5}
@@ -89,6 +93,24 @@ def test_a_value_that_is_not_finite_stops_the_run_and_names_the_files(tmp_path: 
     assert lines(tmp_path) == []
 
 
+def test_equal_images_of_the_batch_are_named_where_koleo_fails(tmp_path: Path) -> None:
+    for name, value in (("0.png", 1), ("1.png", 2), ("2.png", 1), ("3.png", 3)):
+        Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / name)
+    records = read_records(str(tmp_path), labelled=False)
+    assert equal_files(records, np.array([1, 3, 3])) == ""
+    guard = Guard(GuardConfig(), prototypes=64, warmup_steps=1)
+    equal = partial(equal_files, records)
+    for rows, advice in (
+        ([0, 1, 2, 3], r"equal images \(0\.png = 2\.png\).*remove the copies"),
+        ([0, 1, 3], "lower optim"),
+    ):
+        monitor = Monitor(tmp_path, None, guard, np.ones(STEPS, bool), records.paths.tolist(), 4, equal=equal)
+        values = {name: jnp.asarray(value) for name, value in (WELL | {"koleo": float("inf")}).items()}
+        monitor.record(1, values, np.array(rows), waited=0.0)
+        with pytest.raises(RunError, match=rf"koleo is inf at step 1; .*{advice}"):
+            monitor.flush(teacher)
+
+
 def test_a_constant_teacher_stops_the_run(tmp_path: Path) -> None:
     monitor = watch(tmp_path)
     take(monitor, 1)
@@ -121,7 +143,7 @@ def test_a_probe_that_falls_stops_the_run(tmp_path: Path) -> None:
     assert not take(monitor, 1)
     assert take(monitor, 2)
     assert monitor.best == (0.8, 2)
-    assert monitor.note.endswith("probe 0.800")
+    assert monitor.note.startswith("loss 1.000, ")
     take(monitor, 3)
     assert not take(monitor, 4)
     take(monitor, 5)
@@ -129,6 +151,44 @@ def test_a_probe_that_falls_stops_the_run(tmp_path: Path) -> None:
         RunError, match=r"probe fell from 0\.700 to 0\.590 at step 6.*probe\.stop_below 0\.1.*model_best"
     ):
         take(monitor, 6)
+
+
+def test_every_probe_is_a_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of a resumed run, which has read start and baseline from the metrics."""
+    monitor = watch(tmp_path, [probed(0.7, 0.8, 0.75)])
+    monitor.begin(teacher)
+    for step in range(1, 5):
+        take(monitor, step)
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [
+        "step 2: probe 0.800 (start 0.700, pixels 0.500), best 0.800 at step 2",
+        "step 4: probe 0.750 (start 0.700, pixels 0.500), best 0.800 at step 2",
+    ]
+    monitor = watch(tmp_path, [probed(0.9)])
+    monitor.replay([{"step": 0, "probe": 0.7, "probe_pixels": 0.5}, {"step": 4, "probe": 0.8}], 4)
+    take(monitor, 6)
+    assert "step 6: probe 0.900 (start 0.700, pixels 0.500), best 0.900 at step 6" in capsys.readouterr().out
+
+
+def test_the_speed_leaves_probes_and_saves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second of this clock, a probe 100, a save 1000."""
+    now = 0.0
+    monkeypatch.setattr(monitoring.time, "perf_counter", lambda: now)
+
+    def slow(params: Any) -> dict[str, float]:
+        nonlocal now
+        now += 100
+        return {"slow": 1.0}
+
+    with MetricsLog(tmp_path / "metrics.jsonl", None) as log:
+        monitor = watch(tmp_path, [Evaluator("slow", every(STEPS, 2), slow, slow)], log)
+        monitor.begin(teacher)
+        for step in range(1, STEPS + 1):
+            now += 1
+            take(monitor, step)
+            now += 1000
+            monitor.leave_out(1000)
+    assert [line["time"]["images_per_s"] for line in lines(tmp_path)[1:]] == [8.0] * STEPS
 
 
 def test_a_run_that_resumes_knows_its_start_and_its_best(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Model directories, and images on their way into a model."""
 
 import json
+import re
 import weakref
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from PIL import Image
 
 import dinojax
 from dinojax import tree
@@ -126,6 +129,35 @@ def test_what_is_no_model_ends_in_one_clear_line(tmp_path: Path) -> None:
         (tmp_path / "model" / "model.json").write_text(json.dumps(wrong))
         with pytest.raises(RunError):
             dinojax.load_model(tmp_path / "model")
+
+
+def write_weights(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_weights_that_are_not_converted_are_answered_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_weights(Path("rad-dino/config.json"))
+    for given, name in [
+        (write_weights(Path("dinov2_vits14_pretrain.pth")), "dinov2_vits14"),
+        (write_weights(Path("Some Where/RadImageNet.h5")), "RadImageNet"),
+        (write_weights(Path("timm_vits14/model.safetensors")), "timm_vits14"),
+        (write_weights(Path("rad-dino/model.safetensors")), "rad-dino"),
+        (Path("rad-dino"), "rad-dino"),
+    ]:
+        quoted = f"'{given}'" if " " in str(given) else given
+        command = f"python -m weights_convert {quoted} weights/{name}"
+        for load in (dinojax.load_model, load_transformer, load_linear_head):
+            with pytest.raises(UsageError, match=rf"to convert first: {re.escape(command)}$"):
+                load(given)
+    dinojax.save_model("model", tiny())
+    for part in ("params.safetensors", "model.json"):
+        with pytest.raises(UsageError, match=r"is a file of one; take model$"):
+            dinojax.load_model(Path("model") / part)
 
 
 def test_a_resnet_loads_to_the_same_outputs(tmp_path: Path) -> None:
@@ -292,6 +324,35 @@ def test_preprocess_fits_channels_to_the_model() -> None:
 def test_preprocess_refuses_what_it_cannot_know(images: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dinojax.preprocess(images, tiny())
+
+
+@pytest.mark.parametrize(
+    ("images", "kind", "message"),
+    [
+        ("scan.png", TypeError, "a path; pass np.asarray(PIL.Image.open(path).convert('RGB'))[None]"),
+        (Path("scan.png"), TypeError, "a path; pass np.asarray(PIL.Image.open(path)"),
+        (Image.new("L", (14, 14)), TypeError, "mode L; pass np.asarray(image)[None, ..., None]"),
+        (Image.new("RGB", (14, 14)), TypeError, "mode RGB; pass np.asarray(image)[None]"),
+        (Image.new("RGBA", (14, 14)), TypeError, "mode RGBA; pass np.asarray(image.convert('RGB'))[None]"),
+        ([np.zeros((14, 14, 3), np.uint8)], TypeError, "a list; pass np.stack(images)"),
+        (7, TypeError, "a int; pass a NumPy or JAX array"),
+        (np.zeros((14, 14), np.uint8), ValueError, "for one grey image [H, W] pass images[None, ..., None]"),
+        (np.zeros((14, 14, 3), np.uint8), ValueError, "for one image [H, W, C] pass images[None]"),
+        (np.zeros((3, 14, 14), np.uint8), ValueError, "[C, H, W] pass np.moveaxis(images, 0, -1)[None]"),
+        (np.zeros((8, 14, 14), np.uint8), ValueError, "for a batch of grey images [B, H, W] pass images[..., None]"),
+        (np.zeros((1, 1, 14, 14, 3), np.uint8), ValueError, "pass a batch of images, channels last"),
+        (np.zeros((1, 3, 14, 14), np.uint8), ValueError, "channels first; pass np.moveaxis(images, 1, -1)"),
+    ],
+)
+def test_preprocess_says_what_to_pass(images: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        dinojax.preprocess(images, tiny())
+
+
+def test_what_preprocess_says_to_pass_is_right() -> None:
+    grey = Image.fromarray(np.arange(14 * 28, dtype=np.uint16).astype(np.uint8).reshape(14, 28))
+    assert dinojax.preprocess(np.asarray(grey)[None, ..., None], tiny()).shape == (1, 14, 28, 3)
+    assert dinojax.preprocess(np.asarray(grey.convert("RGB"))[None], tiny()).shape == (1, 14, 28, 3)
 
 
 def test_features_are_a_pytree() -> None:

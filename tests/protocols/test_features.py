@@ -26,10 +26,10 @@ def test_features_in_batches_equal_those_at_once(batch_size: int) -> None:
         )
     found = extract(model, batches)
     expected = model(preprocess(images, model))
-    np.testing.assert_allclose(found.pooled, expected.pooled, atol=1e-5)
-    np.testing.assert_allclose(found.mean_patch, expected.patches.mean((1, 2)), atol=1e-5)
-    np.testing.assert_array_equal(found.columns["label"], labels)
-    np.testing.assert_array_equal(found.columns["index"], labels + 10)
+    np.testing.assert_allclose(found["class_token"], expected.pooled, atol=1e-5)
+    np.testing.assert_allclose(found["mean_patch"], expected.patches.mean((1, 2)), atol=1e-5)
+    np.testing.assert_array_equal(found["label"], labels)
+    np.testing.assert_array_equal(found["index"], labels + 10)
 
 
 def test_as_many_devices_as_divide_the_batch() -> None:
@@ -73,4 +73,4 @@ def test_extract_runs_a_large_batch_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     batch = {"image": images, "label": np.arange(40), "index": np.arange(40), "valid": np.ones(40, bool)}
     monkeypatch.setattr(vit, "_TOKEN_NUMBERS", 2 * 4 * 32)  # two images: three chunks of each device's five
     found = extract(model, [batch])
-    np.testing.assert_allclose(found.pooled, model(preprocess(images, model)).pooled, atol=1e-5)
+    np.testing.assert_allclose(found["class_token"], model(preprocess(images, model)).pooled, atol=1e-5)

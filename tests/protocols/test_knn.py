@@ -110,6 +110,9 @@ def test_the_protocol_reads_the_training_part_alone() -> None:
 
 
 def test_numbers_of_neighbours_differ() -> None:
-    assert [setting.name for setting in knn.make_settings([1, 20])] == ["k1", "k20"]
+    folds = [Fold(np.arange(size), np.arange(2), np.arange(2)) for size in (30, 20)]
+    assert [setting.name for setting in knn.make_settings([1, 20], folds)] == ["k1", "k20"]
     with pytest.raises(UsageError, match="must be different numbers"):
-        knn.make_settings([5, 5])
+        knn.make_settings([5, 5], folds)
+    with pytest.raises(UsageError, match="21 neighbours, but a training part has 20 cases only"):
+        knn.make_settings([1, 21], folds)

@@ -12,12 +12,13 @@ from PIL import Image
 
 from dinojax import preprocess, tree
 from dinojax.augment import geometry
+from dinojax.config.pretrain import ProbeConfig
 from dinojax.data.decode import decode
 from dinojax.errors import RunError, UsageError
 from dinojax.models import VisionTransformer, create_transformer
 from dinojax.protocols.pixels import grey_pixels
 from dinojax.protocols.probe import Probe
-from dinojax.report.plots import metrics_panels, plot_metrics
+from dinojax.reporting.plots import metrics_panels, plot_metrics
 from dinojax.sharding import replicated, widest_mesh
 
 RNG = np.random.default_rng(0)
@@ -54,15 +55,17 @@ def loop(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, k: int) -
 
 
 def test_constant_features_give_chance(tmp_path: Path) -> None:
-    probe = Probe(tiny(), str(write_images(tmp_path / "data", "".join(name * 25 for name in "abcd"))), size=28, k=5)
+    probe = Probe(
+        tiny(), ProbeConfig(str(write_images(tmp_path / "data", "".join(name * 25 for name in "abcd"))), k=5), size=28
+    )
     constant = {path: jax.numpy.zeros_like(value) for path, value in tree.split(tiny())[1].items()}
-    assert probe.measure(constant).plain == 0.25
+    assert probe.measure(constant)["probe"] == 0.25
 
 
 def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     classes, patients = "aabbccabcabcaabbcc", "112233445566778899"
     data, model = write_images(tmp_path / "data", classes, patients), tiny()
-    probe = Probe(model, str(data), size=28, k=5)
+    probe = Probe(model, ProbeConfig(str(data), k=5), size=28)
     decoded = [decode(data / f"{number:03}.png") for number in range(18)]
     resized = [geometry.square(image, 28) for image in decoded]
     token = jax.jit(lambda image: model(preprocess(image[None], model)).pooled[0])
@@ -71,15 +74,15 @@ def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     labels, groups = np.asarray([ord(c) - ord("a") for c in classes]), np.asarray(list(patients))
     right = loop(tokens, labels, groups, 5).argmax(1) == labels
     found = probe.measure(tree.split(model)[1])
-    assert found.plain == right.mean()
-    assert found.balanced == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
+    assert found["probe"] == right.mean()
+    assert found["probe_balanced"] == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
     pixels = loop(np.stack([grey_pixels(image) for image in decoded]), labels, groups, 5).argmax(1) == labels
     assert probe.baselines() == {"probe_pixels": pixels.mean(), "probe_majority": pytest.approx(6 / 18)}
     assert probe.summary.endswith("18 of 18 images of a data set without parts; 6 a, 6 b, 6 c; 9 patients")
 
 
 def test_other_parameters_and_devices_need_no_other_program(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    probe = Probe(tiny(), str(write_images(tmp_path / "data", "ab" * 40)), size=28)
+    probe = Probe(tiny(), ProbeConfig(str(write_images(tmp_path / "data", "ab" * 40))), size=28)
     params = [tree.split(tiny(seed))[1] for seed in (0, 1)]
     first = probe.features(params[0])
     assert first.shape == (80, 32)
@@ -93,9 +96,9 @@ def test_other_parameters_and_devices_need_no_other_program(tmp_path: Path, capl
 
 def test_a_choice_of_images_keeps_the_classes_shares(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", "a" * 30 + "b" * 20 + "c" * 10)
-    probe = Probe(tiny(), str(data), size=28, k=3, images=12)
+    probe = Probe(tiny(), ProbeConfig(str(data), k=3, images=12), size=28)
     np.testing.assert_array_equal(np.bincount(probe.labels), [6, 4, 2])
-    assert len(Probe(tiny(), str(data), size=28, k=3, images=60).labels) == 60
+    assert len(Probe(tiny(), ProbeConfig(str(data), k=3, images=60), size=28).labels) == 60
 
 
 def test_only_the_training_part_is_looked_at(tmp_path: Path) -> None:
@@ -103,14 +106,14 @@ def test_only_the_training_part_is_looked_at(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", "ab" * 8, splits=splits)
     for number in range(8, 16):
         (data / f"{number:03}.png").write_bytes(b"no image")
-    probe = Probe(tiny(), str(data), size=28, k=3)
+    probe = Probe(tiny(), ProbeConfig(str(data), k=3), size=28)
     assert len(probe.labels) == 8
     assert "8 of 8 images of the training part; 4 a, 4 b; no patients known" in probe.summary
 
 
 def test_the_patient_may_stand_in_the_path(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", "ab" * 8)
-    probe = Probe(tiny(), str(data), size=28, k=3, group_regex=r"\d(\d)\d\.png")
+    probe = Probe(tiny(), ProbeConfig(str(data), k=3, group_regex=r"\d(\d)\d\.png"), size=28)
     np.testing.assert_array_equal(probe.groups, [0] * 10 + [1] * 6)
 
 
@@ -119,10 +122,10 @@ def test_unreadable_images_may_be_left_out(tmp_path: Path) -> None:
     (data / "003.png").write_bytes(b"no image")
     whole = (data / "004.png").read_bytes()
     (data / "004.png").write_bytes(whole[: len(whole) // 2])
-    probe = Probe(tiny(channels=3), str(data), size=28, k=3, on_bad_file="skip")
+    probe = Probe(tiny(channels=3), ProbeConfig(str(data), k=3), size=28, on_bad_file="skip")
     np.testing.assert_array_equal(probe.labels, [0, 1, 0] + [1, 0] * 5 + [1])
     with pytest.raises(RunError, match=r"003\.png"):
-        Probe(tiny(), str(data), size=28, k=3)
+        Probe(tiny(), ProbeConfig(str(data), k=3), size=28)
 
 
 @pytest.mark.parametrize(
@@ -140,15 +143,15 @@ def test_data_that_cannot_be_probed(
 ) -> None:
     data = write_images(tmp_path / "data", classes, patients, splits)
     with pytest.raises(UsageError, match=rf"^probe\.data.*{message}[^\n]*$"):
-        Probe(tiny(), str(data), size=28, k=8)
+        Probe(tiny(), ProbeConfig(str(data), k=8), size=28)
 
 
 def test_options_are_named_as_the_configuration_names_them(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^probe\.data nowhere: no such file or folder$"):
-        Probe(tiny(), "nowhere", size=28)
+        Probe(tiny(), ProbeConfig("nowhere"), size=28)
     data = write_images(tmp_path / "data", "ab")
     with pytest.raises(UsageError, match=r"^probe\.group_regex x: has no group"):
-        Probe(tiny(), str(data), size=28, group_regex="x")
+        Probe(tiny(), ProbeConfig(str(data), group_regex="x"), size=28)
 
 
 def run_of(steps: int) -> list[dict]:
@@ -173,6 +176,9 @@ def test_curves_are_of_what_a_run_has(tmp_path: Path) -> None:
     assert panels["DINO loss"].curves["local + global"].to_dict() == dict.fromkeys(range(1, 8), 6.0)
     weighted = {panel.title: panel for panel in metrics_panels(table, prototypes=1024, dino_weight=0.5)}
     assert weighted["DINO loss"].curves["local + global"].to_dict() == dict.fromkeys(range(1, 8), 12.0)
+    table = table.assign(prototypes_used=0.05)
+    panels = {panel.title: panel for panel in metrics_panels(table, 1024, targets=64)} | panels
+    assert list(panels["Share of the prototypes used"].references.values()) == [64 / 1024]
     assert panels["Share of the time waiting for data"].curves["data_wait / seconds"].to_dict()[3] == 0.25
 
 

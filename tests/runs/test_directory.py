@@ -139,6 +139,22 @@ def test_checkpoints_without_their_configuration_are_refused(tmp_path: Path) -> 
         check_config(PretrainConfig("d", "o"), tmp_path)
 
 
+def test_a_renamed_folder_is_accepted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, paths = tmp_path / "run", ["a.png", "b.png"]
+    write_config(PretrainConfig("old", "o"), run)
+    pin_data(run, paths, accept=False)
+    renamed = PretrainConfig("new", "o")
+    with pytest.raises(UsageError, match=r"data was 'old', is 'new'; .*--accept_changes data, .*moved or renamed"):
+        check_config(renamed, run)
+    check_config(renamed, run, ["data"])
+    pin_data(run, paths, accept=True)
+    assert (
+        capsys.readouterr().out == f"the images are those that the run in {run} began with, by their relative paths\n"
+    )
+    pin_data(run, ["c.png"], accept=True)
+    assert capsys.readouterr().out == f"from now on the run in {run} has other images: 2 then, 1 now\n"
+
+
 def test_a_run_stays_with_its_images(tmp_path: Path) -> None:
     run = tmp_path / "run"
     pin_data(run, ["a.png", "b.png"], accept=False)

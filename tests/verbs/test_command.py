@@ -1,5 +1,6 @@
 """`python -m dinojax`: exit statuses and one-line messages, as a shell sees them."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,38 @@ def test_too_little_memory_is_one_line(
     def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr("dinojax.verbs.pretrain.main", fail)
+    monkeypatch.setattr("dinojax.__main__.run", fail)
     monkeypatch.setattr("sys.argv", ["dinojax", "pretrain"])
     assert main() == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "lower batch_size" in told
+
+
+def test_what_a_terminal_cannot_write_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr("sys.argv", ["dinojax", "pretrain"])
+    monkeypatch.setattr("dinojax.__main__.run", lambda arguments: print("28×28 b\udcf6se.png"))
+    assert main() == 0
+    sys.stdout.flush()
+    assert written.getvalue() == b"28\\xd728 b\\udcf6se.png\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "runs/x.csv"), "No space left on device: runs/x.csv"),
+        (OSError(28, "No space left on device"), "No space left on device; is the disk full"),
+    ],
+)
+def test_a_full_disk_is_one_line(
+    error: OSError, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("dinojax.__main__.run", fail)
+    monkeypatch.setattr("sys.argv", ["dinojax", "pretrain"])
+    assert main() == 1
+    assert f"dinojax pretrain: {line}" in capsys.readouterr().err

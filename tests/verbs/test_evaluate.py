@@ -15,12 +15,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from dinojax import create_model, load_model, preprocess, save_model
 from dinojax.errors import RunError, UsageError
 from dinojax.models.store import read_params
-from dinojax.verbs import evaluate, finetune, report
-from tests.tasks import TINY, write_multilabel_task, write_task
+from dinojax.verbs import run as run_verb
+from tests.tasks import SMALL, write_multilabel_task, write_task
 
 LABELS = ("edema", "effusion", "nodule", "rare")
 KNN = ["--image_size", "28", "--threads", "0", "--folds", "3"]
-FINETUNE = [*TINY, "--folds", "3", "--epochs", "1", "--lrs", "[1e-3]", "--batch_sizes", "[4]"]
+FINETUNE = [*SMALL, "--folds", "3", "--epochs", "1", "--lrs", "[1e-3]", "--batch_sizes", "[4]"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_knn(data: Path, model: Path, out: Path, *more: str) -> Path:
-    evaluate.main(["knn", "--data", str(data), "--init", str(model), "--out", str(out), *KNN, *more])
+    run_verb(["evaluate", "knn", "--data", str(data), "--init", str(model), "--out", str(out), *KNN, *more])
     return out
 
 
@@ -78,8 +78,8 @@ def test_all_protocols_stand_in_one_report(model: Path, tmp_path: Path) -> None:
     data = write_task(tmp_path / "breast")
     knn = run_knn(data, model, tmp_path / "knn", "--ks", "[3]", "--starting_point", "tiny")
     command = [*FINETUNE, "--data", str(data), "--init", str(model), "--starting_point", "tiny"]
-    finetune.main([*command, "--mode", "frozen", "--out", str(tmp_path / "frozen")])
-    report.main([str(knn), str(tmp_path / "frozen"), "--out", str(tmp_path / "report")])
+    run_verb(["finetune", *command, "--mode", "frozen", "--out", str(tmp_path / "frozen")])
+    run_verb(["report", str(knn), str(tmp_path / "frozen"), "--out", str(tmp_path / "report")])
     table = pd.read_csv(tmp_path / "report" / "table.csv")
     rows = set(zip(table["starting_point"], table["protocol"], strict=True))
     assert rows == {("tiny", "knn"), ("tiny", "finetune"), ("pixels", "pixels")}
@@ -104,7 +104,7 @@ def label_aucs(rows: pd.DataFrame) -> dict[str, float | None]:
 
 def test_four_labels_with_gaps(several: Path, model: Path, tmp_path: Path) -> None:
     knn = run_knn(several, model, tmp_path / "knn", "--ks", "[5]")
-    finetune.main([*FINETUNE, "--data", str(several), "--out", str(tmp_path / "tuned")])
+    run_verb(["finetune", *FINETUNE, "--data", str(several), "--out", str(tmp_path / "tuned")])
     for out in (knn, tmp_path / "tuned"):
         results, test = json.loads((out / "results.json").read_text()), read(out)
         assert results["classes"] == list(LABELS)
@@ -114,7 +114,7 @@ def test_four_labels_with_gaps(several: Path, model: Path, tmp_path: Path) -> No
             defined = [value for value in expected.values() if value is not None]
             assert entry["auc"] == pytest.approx(np.mean(defined), abs=1e-12)
         assert set(test["label_rare"]) == {"", "0", "1"}
-    report.main([str(knn), str(tmp_path / "tuned"), "--out", str(tmp_path / "report")])
+    run_verb(["report", str(knn), str(tmp_path / "tuned"), "--out", str(tmp_path / "report")])
     page = (tmp_path / "report" / "report.md").read_text()
     assert all(f"| {name} |" in page for name in LABELS)
 
@@ -136,8 +136,8 @@ def test_an_uncertain_entry_means_what_is_said(several: Path, model: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "evaluate takes a protocol first, knn, not nothing"),
-        (["svm"], "evaluate takes a protocol first, knn, not svm"),
+        ([], "there is no verb 'evaluate'; choose from evaluate knn"),
+        (["svm"], "there is no verb 'evaluate svm'; choose from evaluate knn"),
         (["knn", "--ks", "[0]"], r"ks is \[0\]; it must be above 0"),
         (["knn", "--ks", "[3,3]"], r"ks \[3, 3\]: must be different numbers"),
         (["knn", "--ks", "[50]"], "50 neighbours, but a training part has 4 cases only"),
@@ -153,7 +153,7 @@ def test_refusals(arguments: list[str], message: str, model: Path, tmp_path: Pat
         else []
     )
     with pytest.raises(UsageError, match=message):
-        evaluate.main([*arguments[:1], *given, *arguments[1:]])
+        run_verb(["evaluate", *arguments[:1], *given, *arguments[1:]])
     assert not (tmp_path / "out").exists()
 
 
@@ -167,3 +167,27 @@ def test_unreadable_images_are_left_out_and_listed(model: Path, tmp_path: Path) 
     assert "benign_1.png" in (out / "skipped_files.csv").read_text()
     assert "benign_1.png" not in (out / "predictions.csv").read_text()
     assert jax.device_count() == 8  # the batch of 11 images is spread over as many as divide it
+
+
+def test_check_says_what_would_be_done_and_writes_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_task(tmp_path / "breast"), tmp_path / "out"
+    given = ["--data", str(data), "--out", str(out), "--check", "true"]
+    run_verb(["evaluate", "knn", *given, "--init", str(model), *KNN, "--ks", "1"])
+    run_verb(["finetune", *given, *FINETUNE])
+    shown = capsys.readouterr().out
+    assert shown.count("classes:    'benign' × 6, 'malignant' × 6 (positive: 'malignant')") == 2
+    assert "trained:" in shown
+    assert not out.exists()
+
+
+def test_folds_have_a_seed_of_their_own(model: Path, tmp_path: Path) -> None:
+    data = write_task(tmp_path / "breast", per_class=12)
+    folds = {}
+    for name, seeds in {"a": ["--seed", "0"], "b": ["--seed", "1"], "c": ["--fold_seed", "1"]}.items():
+        out = tmp_path / name
+        run_knn(data, model, out, "--ks", "1", *seeds)
+        folds[name] = (out / "folds.csv").read_text()
+        assert json.loads((out / "facts.json").read_text())["patients"].startswith("12, from")
+    assert folds["a"] == folds["b"] != folds["c"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -26,15 +27,16 @@ from dinojax.protocols.study import Scored, Study, Unit
 from dinojax.protocols.task import Task
 from dinojax.sharding import widest_mesh
 from dinojax.tree import Params
-from dinojax.verbs import finetune
+from dinojax.verbs import run as run_verb
 from tests.fitting import BINARY, FOLD, LABELS, Fitted, fit, make_images, steps_of
-from tests.tasks import TINY, write_task
+from tests.tasks import SMALL, TINY, write_task
 
 GRID = ["--folds", "3", "--epochs", "2", "--lrs", "[1e-3,1e-4]", "--batch_sizes", "[4]"]
 
 
 def run(data: Path, out: Path, *more: str) -> dict[str, Any]:
-    finetune.main([*TINY, *GRID, "--data", str(data), "--out", str(out), *more])
+    form = SMALL if "--init" in more else TINY
+    run_verb(["finetune", *form, *GRID, "--data", str(data), "--out", str(out), *more])
     return json.loads((out / "results.json").read_text())
 
 
@@ -201,6 +203,7 @@ def test_a_finished_run_is_left_alone(finished: Path, task: Path, capsys: pytest
             "--accept_changes epochs: choose another --out; only data, data_root may change",
         ),
         (["--init", "nowhere"], "nowhere is not a model directory"),
+        (["--init", "x", "--model.width", "64"], r"--init x brings its own model, which --model\.width cannot change"),
     ],
 )
 def test_refusals(task: Path, tmp_path: Path, more: list[str], message: str) -> None:
@@ -313,7 +316,10 @@ def test_devices_change_nothing_but_rounding() -> None:
 
 def test_a_fine_tuned_model_loads_as_a_classifier_or_as_its_backbone(finished: Path, tmp_path: Path) -> None:
     folder = finished / "models" / "fold_1"
-    classifier, backbone = load_classifier(folder), load_model(folder)
+    origin = f"{folder} is a classifier fine-tuned on breast, fold 1, of {finished.name}"
+    with pytest.warns(UserWarning, match=re.escape(f"{origin}: its backbone is taken, its head is left out")):
+        backbone = load_model(folder)
+    classifier = load_classifier(folder)
     assert classifier.renormalise
     x = jnp.ones((1, 28, 28, 1))
     np.testing.assert_array_equal(classifier.backbone(x).pooled, backbone(x).pooled)

@@ -26,9 +26,9 @@ from dinojax.models.resnet import running_statistics
 from dinojax.models.store import load_classifier
 from dinojax.protocols import assembly
 from dinojax.protocols.finetuning import Setting, make_steps, predict
-from dinojax.verbs import finetune, report
+from dinojax.verbs import run as run_verb
 from tests.fitting import BINARY, FOLD, LABELS, fit, make_images, steps_of
-from tests.tasks import TINY, write_task
+from tests.tasks import SMALL, TINY, write_task
 
 IMAGES = make_images(32)
 
@@ -125,16 +125,16 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
     data, model, out = write_task(tmp_path / "breast"), tiny(name), tmp_path / "run"
     model.preprocessing = Preprocessing(256, (0.4, 0.5, 0.6), (1.0, 0.5, 1.0), order="BGR")
     save_model(tmp_path / "init", model)
-    command = [*TINY, "--data", str(data), "--out", str(out), "--init", str(tmp_path / "init"), "--image_size", "32"]
+    command = [*SMALL, "--data", str(data), "--out", str(out), "--init", str(tmp_path / "init"), "--image_size", "32"]
     command += ["--normalisation", normalisation, "--lrs", "[1e-3]", "--batch_sizes", "[4]", "--epochs", "1"]
-    finetune.main([*command, "--folds", "3"])
+    run_verb(["finetune", *command, "--folds", "3"])
     results = json.loads((out / "results.json").read_text())
     assert results["recipe"]["head"] == "hidden 8"
     used = dataclasses.replace(model.preprocessing, size=32)
     if normalisation == "none":
         used = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
-    report.main([str(out), "--out", str(tmp_path / "report")])
+    run_verb(["report", str(out), "--out", str(tmp_path / "report")])
     assert f"{name} (blocks 1–1, filters 4–8, stem 8)" in (tmp_path / "report" / "report.md").read_text()
 
     fitted, backbone = load_classifier(out / "models" / "fold_1"), load_model(out / "models" / "fold_1")
@@ -168,4 +168,4 @@ def test_a_resnet_by_name_and_images_too_small_for_it(tmp_path: Path) -> None:
         nnx.eval_shape(lambda: assembly.make_classifier(small, assembly.make_backbone(small), BINARY)[0])
     command = [*TINY, "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--model.name", "resnet50"]
     with pytest.raises(UsageError, match="model resnet50 has no argument depth, heads, image_size, width"):
-        finetune.main(command)
+        run_verb(["finetune", *command])

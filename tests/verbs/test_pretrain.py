@@ -6,6 +6,7 @@ All runs have the same shapes and, where they can, the same program, which is co
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,22 +19,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from flax import nnx
 from PIL import Image
 
 import dinojax
-from dinojax import progress, sharding, tree
+from dinojax import costs, progress, sharding, tree
 from dinojax.config.parser import parse
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.dino import assembly
+from dinojax.dino import assembly, memory
 from dinojax.dino.assembly import Pretraining
 from dinojax.dino.evaluators import Evaluator, every
+from dinojax.dino.outputs import Curves
 from dinojax.dino.state import TrainState
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.store import load_transformer, read_description, read_params
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import lock
-from dinojax.verbs import pretrain
+from dinojax.verbs import run as run_verb
 
 TINY = shlex.split("""
     --batch_size 8 --steps 6 --epochs 3 --log_every 1 --checkpoint_every 2
@@ -56,8 +59,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+PAIRS = list(zip(TINY[::2], TINY[1::2], strict=True))
+FORMLESS = [part for pair in PAIRS if not pair[0].startswith("--model.") for part in pair]  # the model is that of init
+FACTS = ("model", "heads", "probe", "precision", "work")
+
+
 def command(data: Path, out: Path, *more: str) -> list[str]:
-    return [*TINY, "--data", str(data), "--out", str(out), *more]
+    return [*(FORMLESS if "--init" in more else TINY), "--data", str(data), "--out", str(out), *more]
 
 
 def probe(data: Path) -> list[str]:
@@ -67,7 +75,7 @@ def probe(data: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "whole"
-    pretrain.main(command(images, out, *probe(images)))
+    run_verb(["pretrain", *command(images, out, *probe(images))])
     return out
 
 
@@ -94,11 +102,59 @@ def test_a_run_writes_what_others_read(finished: Path) -> None:
     for figure in ("crops.png", "curves.png"):
         with Image.open(finished / "figures" / figure) as image:
             assert min(image.size) > 200
+    told = (finished / "verdict.txt").read_text().splitlines()
+    assert re.match(r"(little learned|nothing learned|learned).*log\(prototypes\) is 4\.16", told[0])
+    assert re.match(r"the features .*: probe \d\.\d+ at the start.*best .* at step \d; pixels alone reach", told[1])
     model = load_transformer(finished / "model")
     x = dinojax.preprocess(np.zeros((1, 56, 56, 3), np.uint8), model)
     assert model(x).pooled.shape == (1, 32)
     assert model.preprocessing.size == 56
     assert model.arguments.drop_path == 0
+
+
+def test_the_block_of_facts_stands_before_a_run_and_check_stops_there(
+    images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_verb(["pretrain", *command(images, tmp_path / "run", *probe(images)), "--check", "true"])
+    shown, kept = capsys.readouterr().out, json.loads((finished / "facts.json").read_text())
+    assert not (tmp_path / "run").exists()
+    assert re.search(
+        r"^model: +vitt14 \(width 32, depth 1, .*\) of random weights: [\d,]+ parameters; reads RGB", shown, re.M
+    )
+    assert re.search(r"^heads: +dino_head: new, with random weights$", shown, re.M)
+    assert re.search(r"^precision: +matrix products float32", shown, re.M)
+    assert re.search(r"^work: +6 steps of 8 images \(each image 2 times\); crops of 56 pixels × 2", shown, re.M)
+    assert re.search(r"^memory: .* GiB", shown, re.M)
+    assert re.search(r"^memory: needs about .* GiB of .* GiB free$", shown, re.M)
+    assert "steps of 8 images on" not in shown
+    assert kept["images"].startswith("24; 24 headers checked")
+    assert kept.keys() == {*("read as", "images", "not read", "duplicates"), *FACTS}
+
+
+def test_a_step_that_needs_more_memory_than_there_is_is_refused_before_it(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assembled: Pretraining
+) -> None:
+    """By a bound before anything is compiled, and by the plan of the program that would have run."""
+    given = command(images, tmp_path / "run")
+    config = parse(PretrainConfig, given, "pretrain")
+    run = assembly.compile_step(assembled, config)
+    assert isinstance(run.step, jax.stages.Compiled)
+    small = (jax.local_device_count() * memory.state_bytes(run.state.student)) / 2**30
+    bound = assembly.least_memory(config, run.backbone, memory.state_bytes(run.state.student), np.dtype("float32"))
+    need = memory.compiled_need(run.step, bound.fixed, jax.local_device_count())
+    assert need is not None
+    assert small <= bound.total / 2**30 < need.total / 2**30
+    told = r"a training step of 8 images needs {} .* GiB of .* GiB free; .*batch_size.*accumulate.*loop_blocks.*fsdp"
+    monkeypatch.setattr(costs, "memory_gib", lambda: small)
+    monkeypatch.setattr(assembly, "compile_step", None)
+    with pytest.raises(UsageError, match=told.format("at least")):
+        run_verb(["pretrain", *given])
+    monkeypatch.undo()
+    monkeypatch.setattr(costs, "memory_gib", lambda: (bound.total + need.total) / 2**31)
+    with pytest.raises(UsageError, match=told.format("about")) as caught:
+        run_verb(["pretrain", *given])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_probe_is_in_the_metrics_where_it_is_due(finished: Path) -> None:
@@ -154,12 +210,12 @@ def test_a_run_resumes_as_if_never_stopped(
 ) -> None:
     given = command(images, tmp_path / "run", *probe(images))
     with _interrupt_after(3, signal.SIGINT, monkeypatch), pytest.raises(Stopped, match="SIGINT at step 3") as stopped:
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
     assert stopped.value.status == 3
     assert len(metrics(tmp_path / "run")) == 4
     with (tmp_path / "run" / "metrics.jsonl").open("a") as log:  # as if it had been killed after logging further
         log.write('{"step": 4, "loss": 1.0, "time": {"seconds": 1}}\n{"step": 5, "lo')
-    pretrain.main([*given, "--threads", "1"])
+    run_verb(["pretrain", *given, "--threads", "1"])
     assert metrics(tmp_path / "run") == metrics(finished)
     before = (finished / "model" / "params.safetensors").read_bytes()
     assert (tmp_path / "run" / "model" / "params.safetensors").read_bytes() == before
@@ -167,7 +223,7 @@ def test_a_run_resumes_as_if_never_stopped(
 
 def test_another_seed_is_another_run(images: Path, finished: Path, tmp_path: Path) -> None:
     """The seed alone is changed: every loss is another, what the schedules give is the same."""
-    pretrain.main(command(images, tmp_path, "--seed", "1"))
+    run_verb(["pretrain", *command(images, tmp_path, "--seed", "1")])
     for line, other in zip(metrics(tmp_path), metrics(finished)[1:], strict=True):
         assert line["step"] == other["step"]
         assert line["lr"] == other["lr"]
@@ -193,9 +249,12 @@ def test_model_best_is_the_teacher_of_the_best_score(
     """By an evaluator that neither the monitor nor the loop knows."""
     scores = Scores(0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6)
     evaluator = Evaluator("rehearsal", every(6, 1), scores, scores, score="rehearsed")
-    monkeypatch.setattr(assembly, "make_evaluators", lambda *given: (evaluator,))
-    pretrain.main(command(images, tmp_path, "--keep_checkpoints", "1"))
+    drawn: list[int] = []
+    monkeypatch.setattr(Curves, "redraw", lambda curves: drawn.append(len(metrics(tmp_path))))
+    monkeypatch.setattr(assembly, "make_evaluators", lambda *given: ((evaluator,), "rehearsal"))
+    run_verb(["pretrain", *command(images, tmp_path, "--keep_checkpoints", "1")])
     assert [line["rehearsed"] for line in metrics(tmp_path)] == [0.5, 0.4, 0.7, 0.7, 0.6, 0.6, 0.6]
+    assert drawn == [2, 3, 4, 5, 6, 7]
     assert read_description(tmp_path / "model_best")["source"]["step"] == "2"
     for path, array in read_params(tmp_path / "model_best").items():
         np.testing.assert_array_equal(array, scores.teachers[2][f"backbone.{path}"], err_msg=path)
@@ -205,17 +264,17 @@ def test_model_best_is_the_teacher_of_the_best_score(
 
 def spoil(monkeypatch: pytest.MonkeyPatch, at: int, change: Callable[[TrainState], TrainState]) -> None:
     """Changes the state of a run before its step `at`."""
-    assemble = assembly.assemble
+    compile_step = assembly.compile_step
 
-    def spoiled(config: PretrainConfig) -> Pretraining:
-        run = assemble(config)
+    def spoiled(run: Pretraining, config: PretrainConfig) -> Pretraining:
+        run = compile_step(run, config)
 
         def step(state: TrainState, batch: Any) -> Any:
             return run.step(change(state) if int(state.step) == at - 1 else state, batch)
 
         return run._replace(step=step)
 
-    monkeypatch.setattr(assembly, "assemble", spoiled)
+    monkeypatch.setattr(assembly, "compile_step", spoiled)
 
 
 def test_a_run_that_failed_resumes_from_its_last_good_state(
@@ -225,23 +284,23 @@ def test_a_run_that_failed_resumes_from_its_last_good_state(
     with monkeypatch.context() as patched:
         spoil(patched, 4, lambda s: dataclasses.replace(s, student=s.student | {path: s.student[path] * jnp.nan}))
         with pytest.raises(RunError, match=r"loss is nan.* at step 4.*failed_batch\.csv") as caught:
-            pretrain.main(given)
+            run_verb(["pretrain", *given])
     assert caught.value.status == 1
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
-    pretrain.main(given)
+    run_verb(["pretrain", *given])
     assert metrics(tmp_path) == metrics(finished)
 
 
 def test_a_changed_configuration_is_refused_by_name(images: Path, finished: Path) -> None:
     given = command(images, finished, *probe(images), "--optim.lr", "0.02")
     with pytest.raises(UsageError, match=r"optim\.lr was 0\.001, is 0\.02.*--accept_changes optim\.lr"):
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
 
 
 def test_a_second_run_in_the_same_directory_is_refused(images: Path, tmp_path: Path) -> None:
     with lock(tmp_path), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
-        pretrain.main(command(images, tmp_path))
+        run_verb(["pretrain", *command(images, tmp_path)])
 
 
 def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, tmp_path: Path) -> None:
@@ -256,9 +315,9 @@ def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, 
     with pytest.raises(
         RunError, match=r"5\.jpg.*stopped before the first step; repair it.*--on_bad_file skip"
     ) as caught:
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
     assert caught.value.status == 1
-    pretrain.main([*given, "--on_bad_file", "skip"])
+    run_verb(["pretrain", *given, "--on_bad_file", "skip"])
     listed = (tmp_path / "run" / "skipped_files.csv").read_text().splitlines()
     assert len(listed) == 2
     assert listed[1].startswith("5.jpg,")
@@ -269,8 +328,19 @@ def test_continuing_a_model_keeps_its_form_and_its_head(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = command(images, tmp_path, "--init", str(finished / "model"), "--steps", "1")
-    pretrain.main([*given, "--model.width", "64", "--loss.ibot_weight", "0"])
+    preset = tmp_path / "preset.yaml"  # its section of another model has no effect, and is not recorded
+    preset.write_text("model: {name: vits14, width: 64, channels: 1}\n")
+    given = [*given, "--config", str(preset), "--loss.ibot_weight", "0"]
+    run_verb(["pretrain", *given])
     assert f"dino_head: continues that of {finished / 'model'}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "facts.json").read_text())["heads"] == [
+        f"dino_head: continues that of {finished / 'model'}"
+    ]
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]
+    form = {"name": "vitt14", "width": 32, "depth": 1, "heads": 2, "image_size": 56, "channels": 3, "mlp": "gelu"}
+    assert recorded == form | {"layer_scale": None}
+    with pytest.raises(UsageError, match=r"optim\.lr was 0\.001, is 0\.02; choose"):  # and nothing else has changed
+        run_verb(["pretrain", *given, "--optim.lr", "0.02"])
     assert dinojax.load_model(tmp_path / "model").width == 32
     assert metrics(tmp_path)[0]["ibot"] == 0
 
@@ -280,9 +350,9 @@ def test_a_resnet_is_refused(images: Path, tmp_path: Path) -> None:
     dinojax.save_model(tmp_path / "resnet", dinojax.create_model("resnet50", nnx.Rngs(0), **tiny))
     given = ["--data", str(images), "--out", str(tmp_path / "run")]
     with pytest.raises(UsageError, match=r"resnet holds a resnet50; a vision transformer is needed here$"):
-        pretrain.main([*given, "--init", str(tmp_path / "resnet")])
+        run_verb(["pretrain", *given, "--init", str(tmp_path / "resnet")])
     with pytest.raises(UsageError, match=r"model resnet50 is not a vision transformer; choose from vitt14, vits14, "):
-        pretrain.main([*given, "--model.name", "resnet50"])
+        run_verb(["pretrain", *given, "--model.name", "resnet50"])
     assert not (tmp_path / "run").exists()
 
 
@@ -293,10 +363,10 @@ def test_projection_heads_are_not_left_out(images: Path, finished: Path, tmp_pat
     with pytest.raises(
         UsageError, match=r"dino_head\.safetensors is of another form than head says .*weight_v.*set head\.\*"
     ):
-        pretrain.main([*given, "--head.bottleneck", "8"])
+        run_verb(["pretrain", *given, "--head.bottleneck", "8"])
     shutil.copy(tmp_path / "model" / "dino_head.safetensors", tmp_path / "model" / "ibot_head.safetensors")
     with pytest.raises(UsageError, match=r"ibot_head\.safetensors .*--init_heads fresh"):
-        pretrain.main(given)
+        run_verb(["pretrain", *given])
 
 
 @pytest.mark.parametrize(
@@ -311,12 +381,22 @@ def test_projection_heads_are_not_left_out(images: Path, finished: Path, tmp_pat
         (["--steps", "many"], "steps"),
         (["--model.name", "vits16"], "vits16"),
         (["--init", "nowhere"], "nowhere is not a model directory"),
+        (["--init", "x", "--model.width", "64"], r"--init x brings its own model, which --model\.width cannot change"),
     ],
 )
 def test_mistakes_end_in_one_line(images: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        pretrain.main([*command(images, tmp_path / "run"), *arguments])
+        run_verb(["pretrain", *command(images, tmp_path / "run", *arguments)])
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_black_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(8):
+        Image.fromarray(np.zeros((60, 60), np.uint8)).save(tmp_path / "data" / f"{number}.png")
+    with pytest.raises(RunError, match=r"single value 0 .*0\.png"):
+        run_verb(["pretrain", *command(tmp_path / "data", tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """The report against the runs' predictions, and what it refuses."""
 
+import html
 import json
 import re
 import shutil
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.metrics import roc_auc_score
 
+import dinojax
 from dinojax.errors import RunError, UsageError
-from dinojax.verbs import report
+from dinojax.verbs import run as run_verb
 from tests.tasks import FINETUNE, finished_run, write_multilabel_task, write_task
 
 
@@ -33,6 +37,20 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All text of the figures that are saved from here on."""
+    texts: list[str] = []
+    save = Figure.savefig
+
+    def record(figure: Figure, *arguments: Any, **options: Any) -> None:
+        texts.extend(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return texts
+
+
 def auc(rows: list[dict[str, Any]], classes: list[str]) -> float:
     """By scikit-learn; with several classes each against the rest."""
     positive = classes[1:] if len(classes) == 2 else classes
@@ -44,7 +62,7 @@ def auc(rows: list[dict[str, Any]], classes: list[str]) -> float:
 
 
 def make(runs: list[Path], out: Path) -> Path:
-    report.main([*map(str, runs), "--out", str(out)])
+    run_verb(["report", *map(str, runs), "--out", str(out)])
     return out
 
 
@@ -70,8 +88,9 @@ def test_the_table_is_what_the_predictions_give(runs: list[Path], out: Path) -> 
         assert line["pooled_auc"] == pytest.approx(pooled, abs=1e-12)
         nested, published = (results["selections"][name]["mean_auc"] for name in ("nested", "published"))
         assert (line["nested_mean_auc"], line["published_mean_auc"]) == pytest.approx((nested, published))
-        text = f"{np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | {pooled:.3f} | "
-        text += f"{nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
+        name = results["task"].replace("|", "\\|")
+        text = f"| {name} | {results['starting_point']} | {np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | "
+        text += f"{pooled:.3f} | {nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
         assert text in (out / "report.md").read_text()
     assert table.loc[("breast", "pixels", "pixels"), "kind"] == "baseline"
     assert table["recipe.epochs"].tolist()[:2] == [2, 2]
@@ -89,6 +108,41 @@ def test_the_text_says_how_to_read_it(out: Path) -> None:
     for link in re.findall(r"\]\((figures/[^)]+)\)", text):
         assert (out / link).stat().st_size
     assert len(list((out / "figures").iterdir())) == 5
+
+
+def test_the_positive_class_is_named(out: Path) -> None:
+    binary = "breast: positive: malignant."
+    several = "brain|T2: one-vs-rest, each class positive in turn; AUC: unweighted (macro) mean of the 3 classes' AUCs"
+    for text in ((out / "report.md").read_text(), html.unescape((out / "report.html").read_text())):
+        assert binary in text
+        assert several in text
+    rows = {row["task"]: row for row in json.loads((out / "report.json").read_text())["table"]}
+    assert (rows["breast"]["positive"], rows["breast"]["averaging"]) == ("malignant", None)
+    assert rows["brain|T2"]["positive"] is None
+    assert rows["brain|T2"]["averaging"].startswith("unweighted (macro) mean of the 3 classes' AUCs")
+    table = pd.read_csv(out / "table.csv").set_index("task")
+    assert set(table.loc["breast", "positive"]) == {"malignant"}
+
+
+def test_the_mean_stands_where_a_narrow_page_shows_it(out: Path) -> None:
+    first = re.search(r"<thead><tr>(.*?)</tr>", (out / "report.html").read_text())
+    assert first is not None
+    columns = re.findall(r"<th>(.*?)</th>", first[1])
+    assert columns[:4] == ["task", "starting point", "mean ± SD", "pooled"]
+    assert not any("fold" in name for name in columns)
+
+
+def test_no_table_has_more_columns_than_a_page_has_room_for(data: Path, tmp_path: Path) -> None:
+    recipe = {f"key {number}": "some words" for number in range(40)}
+    run = finished_run(tmp_path / "run", data, recipe=recipe)
+    page = (make([run], tmp_path / "report") / "report.html").read_text()
+    headers = re.findall(r"<thead><tr>(.*?)</tr>", page)
+    assert max(header.count("<th>") for header in headers) <= 12
+    assert all(f"{name}: some words" in page for name in recipe)
+    # Only numbers stay on one line.
+    assert re.search(r'<td class="number">0\.\d{3} ± 0\.\d{3}</td>', page)
+    assert "nowrap" not in re.sub(r"\.number \{[^}]*\}", "", page)
+    assert "@media print" in page
 
 
 def test_the_page_needs_no_other_file(out: Path) -> None:
@@ -124,11 +178,84 @@ def test_a_multilabel_task_has_a_row_for_each_label(tmp_path: Path) -> None:
     stated = [json.loads((run / "results.json").read_text())["selection"]["label_auc"] for run in runs]
     for name in ("edema", "effusion", "nodule", "rare"):
         known = manifest[f"label_{name}"].dropna().tolist()
-        cells = [f"{auc[name]['mean_auc']:.3f} ± " for auc in stated]
+        spread = r"\(one fold\)" if name == "rare" else "± "
+        cells = [f"{auc[name]['mean_auc']:.3f} {spread}" for auc in stated]
         assert re.search(rf"\| {name} \| {len(known)} \| {int(sum(known))} \| {cells[0]}.* \| {cells[1]}.* \|", text)
     assert re.search(r"Fold \d has no AUC of rare: its test cases lack known positive or known negative ones\.", text)
     assert "losses_chest_random_finetune_0.png" in text
     assert "losses_chest_other" not in text  # k-NN has no epochs
+
+
+def test_one_fold_has_no_spread(data: Path, tmp_path: Path) -> None:
+    out = make([finished_run(tmp_path / "one", data, folds=1)], tmp_path / "report")
+    stated = json.loads((out / "report.json").read_text())["table"][0]
+    assert stated["sd_auc"] is None
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert f"{stated['mean_auc']:.3f} (one fold)" in text
+        assert "± none" not in text
+
+
+@pytest.mark.parametrize("listed", ["DINOv2 ViT-S,1e-3: 乳腺", '["DINOv2 ViT-S", "1e-3: 乳腺"]'])
+def test_starting_points_are_renamed_in_tables_and_figures(
+    data: Path, tmp_path: Path, drawn: list[str], listed: str
+) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data, "pre-trained")]
+    run_verb(["report", *map(str, runs), "--out", str(tmp_path / "report"), "--names", listed])
+    names = ["DINOv2 ViT-S", "1e-3: 乳腺"]
+    table = json.loads((tmp_path / "report" / "report.json").read_text())["table"]
+    assert [row["starting_point"] for row in table[:2]] == names
+    assert [row["original_name"] for row in table[:2]] == ["random", "pre-trained"]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "report" / name).read_text()
+        assert all(new in text for new in names)
+        assert "pre-trained" not in text
+    assert any("DINOv2 ViT-S" in text for text in drawn)
+    assert not any("pre-trained" in text for text in drawn)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["A", "A"], r"one and .*two are both of task 'breast', starting point 'A', .*name one otherwise \(--names\)"),
+        (["A"], r"names has 1 \(A\) for 2 runs"),
+        (["A", "B, C", "D"], r"names has 3 \(A, B, C, D\) for 2 runs"),
+        (["A", " "], "names holds an empty one"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(data: Path, tmp_path: Path, names: list[str], message: str) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data, "pre-trained")]
+    with pytest.raises(UsageError, match=message) as raised:
+        dinojax.report(runs, out=tmp_path / "report", names=names)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "report").exists()
+
+
+def test_two_runs_of_one_name_can_be_told_apart(data: Path, tmp_path: Path) -> None:
+    runs = [finished_run(tmp_path / "one", data), finished_run(tmp_path / "two", data)]
+    dinojax.report(runs, out=tmp_path / "report", names=["before", "after"])
+    table = json.loads((tmp_path / "report" / "report.json").read_text())["table"]
+    assert [row["starting_point"] for row in table[:2]] == ["before", "after"]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_ugly_names_and_many_starting_points_make_a_page(tmp_path: Path) -> None:
+    labels = ("a label of many words and_underscores", "Ödem", "w" * 80, "$x$", "乳腺", "rare")
+    data = write_multilabel_task(tmp_path / "data", labels, cases=60)
+    names = [f"{'a checkpoint of all the images there are, ' * 2}{n}" for n in range(5)]
+    names += ["Грудь: $x^2$ & <b>", "_hidden", "乳腺"]
+    runs = [
+        finished_run(tmp_path / str(place), data, name, task="胸部" * 40, protocol="knn", folds=1)
+        for place, name in enumerate(names)
+    ]
+    out = make(runs, tmp_path / "report")
+    page, text = html.unescape((out / "report.html").read_text()), (out / "report.md").read_text()
+    assert all(name in page and name in text for name in names)
+    headers = re.findall(r"<thead><tr>(.*?)</tr>", page)
+    assert max(header.count("<th>") for header in headers) <= 12
+    assert "nan" not in text
+    assert "none ±" not in text
+    assert len(list((out / "figures").iterdir())) == 3  # two panels each
 
 
 def test_names_that_differ_in_punctuation_alone_have_figures_of_their_own(data: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 import safetensors.numpy
 
 import dinojax
+from dinojax.config.pretrain import HeadConfig
+from dinojax.dino.modules import make_projections
 from dinojax.models import ViTArguments
 from dinojax.models.store import load_linear_head
 from tests import goldens_reader as goldens
@@ -117,7 +119,7 @@ def test_the_directory_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resnet = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.zeros(64, np.float32)}
     tiny = published.rebuilt(published.TINY)
-    wide = published.rebuilt(published.backbone(32, 2, 5)) | {"head.weight": np.zeros((10, 32), np.float32)}
+    wide = published.rebuilt(published.backbone(32, 2, 5)) | {"pooler.weight": np.zeros((10, 32), np.float32)}
     narrow = {k: v for k, v in tiny.items() if ".mlp." not in k} | {
         f"blocks.{i}.mlp.{name}": np.zeros(shape, np.float32)
         for i in range(2)
@@ -134,7 +136,7 @@ def test_other_models_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     for number, (tensors, said) in enumerate(
         [
             (resnet, "it holds 2 tensors: conv1.weight, bn1.weight"),
-            (wide, "unexpected (1): head.weight"),
+            (wide, "unexpected (1): pooler.weight"),
             (narrow, "blocks.0.mlp.fc1.kernel"),
             (crooked, "pos_embed has 27 positions"),
             (student, "teacher.centre"),
@@ -267,6 +269,70 @@ def test_a_linear_head_without_its_backbone_is_refused(tmp_path: Path, capsys: p
     assert not (resnet / "linear_head.safetensors").exists()
 
 
+PARAMETRISED = {
+    "last_layer.weight_g": "last_layer.parametrizations.weight.original0",
+    "last_layer.weight_v": "last_layer.parametrizations.weight.original1",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "dino_head.", "head.", "ibot_head."])
+@pytest.mark.parametrize("parametrised", [False, True])
+def test_a_projection_head_goes_beside_its_backbone_and_is_continued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prefix: str, parametrised: bool
+) -> None:
+    """As RAD-DINO publishes its own, in a file by itself."""
+    head, directory = published.rebuilt(published.TINY_HEAD), tmp_path / "rad_dino"
+    head["last_layer.weight_g"] = np.arange(1, 129, dtype=np.float32)[:, None]
+    names = {name: prefix + (PARAMETRISED.get(name, name) if parametrised else name) for name in head}
+    source = tmp_path / "dino_head.safetensors"
+    safetensors.numpy.save_file({names[name]: array for name, array in head.items()}, source)
+    assert main([str(files() / "dinov2_tiny_pretrain.pth"), str(directory), "--heads", "2"]) == 0
+    before = json.loads((directory / "model.json").read_text())
+    capsys.readouterr()
+    assert main([str(source), str(directory)]) == 0
+    name, section = ("ibot_head", "ibot_head") if prefix == "ibot_head." else ("dino_head", "head")
+    form = {"prototypes": 128, "hidden": 48, "bottleneck": 16, "layers": 3}
+    told = " ".join(f"--{section}.{key} {value}" for key, value in form.items())
+    assert f"pre-training continues it with --init {directory} {told}\n" in capsys.readouterr().out
+    after = json.loads((directory / "model.json").read_text())
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert after.pop(name) == {"file": source.name, "sha256": digest, "layout": f"dinov2_{name}"}
+    assert after == before
+    made = make_projections({name: HeadConfig(**form)}, 32, str(directory), seed=0)[0][name]
+    np.testing.assert_array_equal(made.mlp[1].kernel[...], head["mlp.2.weight"].T)
+    np.testing.assert_array_equal(made.last_layer.weight_g[...], np.arange(1, 129))
+    np.testing.assert_array_equal(made.last_layer.weight_v[...], head["last_layer.weight_v"].T)
+    assert main(["--inspect", str(directory)]) == 0
+    assert f"{name:<14} file dino_head.safetensors, sha256 {digest}" in capsys.readouterr().out
+
+
+def test_a_projection_head_of_another_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vit = tmp_path / "vit"
+    assert main([str(files() / "dinov2_tiny_pretrain.pth"), str(vit), "--heads", "2"]) == 0
+    wide, right = published.rebuilt(published.head(48, 128, 48, 16)), published.rebuilt(published.TINY_HEAD)
+    twice = right | {PARAMETRISED["last_layer.weight_v"]: right["last_layer.weight_v"]}
+    source = tmp_path / "dino_head.safetensors"
+    safetensors.numpy.save_file(right, source)
+    assert main([str(source), str(vit), "--heads", "2"]) == 2
+    assert "leave out --heads" in capsys.readouterr().err
+    for tensors, directory, status, said in [
+        (right, tmp_path / "absent", 2, "is a projection head; name the model directory of its backbone"),
+        (wide, vit, 1, "the projection head reads 48 features, the backbone's width is 32"),
+        (twice, vit, 1, "its last layer is there in two forms"),
+        ({k: v for k, v in right.items() if k != "mlp.2.bias"}, vit, 1, "missing (1): mlp.2.bias"),
+        (right | {"mlp.0.scale": right["mlp.0.bias"]}, vit, 1, "unexpected (1): mlp.0.scale"),
+        (right, vit, 0, ""),
+        (right, vit, 2, "exists already"),
+    ]:
+        before = {path: path.read_bytes() for path in vit.iterdir()}
+        safetensors.numpy.save_file(tensors, source)
+        assert main([str(source), str(directory)]) == status
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == (status > 0)
+        assert not status or before == {path: path.read_bytes() for path in vit.iterdir()}
+
+
 def test_a_failure_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +372,13 @@ def test_the_way_back_gives_the_same_tensors(tmp_path: Path, capsys: pytest.Capt
     assert "mask_token: timm has no place for it" in capsys.readouterr().out
     assert main([str(tmp_path / "model"), str(tmp_path / "other")]) == 2
     assert "is a model directory already" in capsys.readouterr().err
+
+
+def test_a_classifier_that_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    head = {"head.weight": np.zeros((10, 32), np.float32), "head.bias": np.zeros(10, np.float32)}
+    source = torch_files.write_tensors(tmp_path / "x.pth", published.rebuilt(published.TINY) | head)
+    assert main([str(source), str(tmp_path / "model"), "--heads", "2"]) == 0
+    assert "left out       head.weight, head.bias\n" in capsys.readouterr().out
 
 
 def test_a_reader_of_the_output_may_stop_early() -> None:

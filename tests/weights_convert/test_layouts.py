@@ -19,7 +19,7 @@ from dinojax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import layouts, readers
-from weights_convert.backbones import Converted, check_model
+from weights_convert.backbones import Converted, check_model, vit
 from weights_convert.layouts import linear_head_fits, recognise, recognise_source
 
 CAFFE_MEAN = tuple(value / 255 for value in (103.939, 116.779, 123.68))
@@ -170,6 +170,21 @@ def test_sizes_are_read_off() -> None:
     assert (plain.layout, plain.arguments) == ("timm", ViTArguments(192, 1, 3, image_size=42))
 
 
+@pytest.mark.parametrize(
+    ("shapes", "embed"),
+    [
+        (published.backbone(192, 1, 3), "patch_embed.proj.weight"),
+        (published.timm(192, 1, 3), "patch_embed.proj.weight"),
+        (published.hf(192, 1, 3), "embeddings.patch_embeddings.projection.weight"),
+    ],
+)
+def test_the_patch_size_is_read_off(shapes: published.Shapes, embed: str) -> None:
+    tensors = published.rebuilt(shapes | {embed: (192, 3, 8, 8)})
+    assert recognise(tensors).arguments == ViTArguments(192, 1, 3, image_size=24, patch_size=8)
+    with pytest.raises(RunError, match=r"has \(192, 3, 8, 7\), expected \(192, 3, 8, 8\)"):
+        recognise(published.rebuilt(shapes | {embed: (192, 3, 8, 7)}))
+
+
 def test_other_channels_than_colours_share_a_mean() -> None:
     grey = recognise(published.rebuilt(published.torchvision(**published.SMALL) | {"conv1.weight": (6, 1, 7, 7)}))
     assert grey.arguments == ResNetArguments((1, 2, 1, 2), (2, 3, 4, 5), 6, channels=1)
@@ -236,6 +251,8 @@ def test_the_classifier_of_a_huggingface_model_is_left_out(prefix: str, register
     ("shapes", "classifier"),
     [
         (published.timm(192, 1, 3), ["head.weight", "head.bias"]),
+        (published.backbone(192, 1, 3), ["head.weight", "head.bias"]),
+        (published.backbone(192, 1, 3, registers=4, gated=512), ["head.bias"]),
         (published.timm(192, 1, 3, registers=4, gated=512), ["head.weight"]),
         (published.torchvision(**published.SMALL), ["fc.weight", "fc.bias"]),
         (published.radimagenet(**published.SMALL), ["fc.weight", "fc.bias"]),
@@ -405,6 +422,38 @@ def test_what_wraps_all_names_is_looked_through(wrapper: str) -> None:
         recognise({f"{wrapper}{name}": tensor for name, tensor in head.items()})
     with pytest.raises(RunError, match=r"x\.backbone\.patch_embed\.proj\.weight is part of a known model"):
         recognise(tiny("x.backbone.") | {"head.weight": np.zeros((2, 32), np.float32)}, 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wrapped"),
+    [
+        (r"^", r"_orig_mod."),
+        (r"^blocks\.([01])\.", r"blocks.\1._orig_mod."),
+        (r"^blocks\.([01])\.", r"blocks.0._orig_mod.\1."),
+        (r"^blocks\.([01])\.", r"blocks.0.\1._fsdp_wrapped_module._checkpoint_wrapped_module."),
+    ],
+    ids=["whole model", "block", "chunk", "block in a chunk"],
+)
+@pytest.mark.parametrize("prefix", ["", "teacher.backbone.", "model.teacher.backbone."])
+def test_compiled_and_wrapped_blocks_are_read(pattern: str, wrapped: str, prefix: str) -> None:
+    plain = recognise(tiny(prefix), 2)
+    names = {f"{prefix}{re.sub(pattern, wrapped, name)}": tensor for name, tensor in tiny().items()}
+    assert names.keys() != tiny(prefix).keys()
+    found = recognise(names, 2)
+    assert (found.layout, found.arguments) == (plain.layout, plain.arguments)
+    assert all(np.array_equal(found.params[path], plain.params[path]) for path in plain.params)
+    with pytest.raises(RunError, match=r"holds? the same (tensor|block) twice"):
+        recognise(names | tiny(prefix), 2)
+
+
+def test_a_teachers_classifier_is_left_out_and_named() -> None:
+    classifier = {"teacher.backbone.head.weight": np.zeros((10, 32), np.float32)}
+    assert recognise(tiny("teacher.backbone.") | classifier, 2).ignored == ("teacher.backbone.head.weight",)
+
+
+def test_a_layout_without_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="no table for the layout 'dino'"):
+        vit("dino", tiny(), 2, {})
 
 
 def without(shapes: published.Shapes, name: str) -> dict[str, np.ndarray]:

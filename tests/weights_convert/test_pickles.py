@@ -67,6 +67,18 @@ def test_numbers_of_numpy_are_read_as_nothing(tmp_path: Path, package: str) -> N
     np.testing.assert_array_equal(read["w"], values)
 
 
+def test_sizes_are_read_as_plain_tuples(tmp_path: Path) -> None:
+    """torch.save keeps a tensor's shape, where somebody put one beside the weights, as a call of torch.Size."""
+    size, weight = Global("torch", "Size"), tensor(storage("0", 2), 0, (2,), (1,))
+    tree = {"w": weight, "shapes": [Call(size, ((1, 32),)), Call(size, ((),))]}
+    path = torch_files.write(tmp_path / "x.pth", torch_files.pickled(tree), {"0": bytes(8)})
+    assert list(readers.read(path)) == ["w"]
+    for wrong in ((), (3,), ((1, "2"),), ((weight,),), ((1,), (2,))):
+        torch_files.write(path, torch_files.pickled({"w": weight, "shape": Call(size, wrong)}), {"0": bytes(8)})
+        with pytest.raises(RunError, match="pickle is damaged"):
+            readers.read(path)
+
+
 def test_negated_and_conjugated_tensors_are_refused(tmp_path: Path) -> None:
     plain = tensor(storage("0", 2), 0, (2,), (1,))
     for metadata in ({}, {"neg": True}, {"conj": True}):

@@ -210,7 +210,7 @@ def test_damaged_legacy_pickles_end_in_one_line(tmp_path: Path) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "notes.pth"
-    other.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    other.write_text("notes on the weights")
     with pytest.raises(RunError, match=r"notes\.pth: neither"):
         readers.read(other)
     with zipfile.ZipFile(other, "w") as archive:

@@ -12,7 +12,7 @@ from dinojax.errors import RunError
 from dinojax.models import create_model
 from tests.weights_convert import published
 from weights_convert import tables
-from weights_convert.mapping import to_ours, to_theirs
+from weights_convert.mapping import Row, to_ours, to_theirs
 
 
 def shapes_of(name: str, **overrides: Any) -> dict[str, tuple[int, ...]]:
@@ -50,6 +50,13 @@ def test_head_is_moved_whole() -> None:
     np.testing.assert_array_equal(params["last_layer.weight_v"], source["last_layer.weight_v"].T)
 
 
+def test_only_a_mask_token_may_be_zero() -> None:
+    Row((), "mask_token", "1 D")
+    for path in ("blocks.{i}.ls1.gamma", "pos_embed", "norm.scale"):
+        with pytest.raises(ValueError, match="has no source and would be zero"):
+            Row((), path, "D")
+
+
 @pytest.mark.parametrize("gated", [None, 88])
 def test_names_lead_back(gated: int | None) -> None:
     source = published.rebuilt(published.backbone(32, 12, 5, registers=4, gated=gated))
@@ -63,7 +70,7 @@ def test_names_lead_back(gated: int | None) -> None:
 def test_the_whole_difference_is_listed() -> None:
     source = published.rebuilt(published.TINY)
     del source["cls_token"], source["blocks.0.ls1.gamma"]
-    source["head.weight"] = source["norm.bias"]
+    source["pooler.weight"] = source["norm.bias"]
     source["blocks.1.attn.qkv.weight"] = np.zeros((64, 32), np.float32)
     source["mask_token"] = np.zeros((32,), np.float32)
     with pytest.raises(RunError) as refusal:
@@ -71,7 +78,7 @@ def test_the_whole_difference_is_listed() -> None:
     message = str(refusal.value)
     assert "\n" not in message
     assert "missing (2): cls_token, blocks.0.ls1.gamma" in message
-    assert "unexpected (1): head.weight" in message
+    assert "unexpected (1): pooler.weight" in message
     assert "mask_token has (32), expected (1, 32)" in message
     assert "blocks.1.attn.qkv.weight has (64, 32), expected (96, 32)" in message
     assert "wrong shape (2)" in message

@@ -73,22 +73,19 @@ class Scene:
 
     @property
     def fan(self) -> "Fan":
-        angle = np.radians(self.half_angle)
-        far = (0.5 - _MARGIN) / np.sin(angle)
-        return Fan(angle, near=far - min(1 - 2 * _MARGIN, self.shown * far), far=far)
+        return Fan(np.radians(self.half_angle), self.shown)
 
 
-@dataclasses.dataclass(frozen=True)
 class Fan:
-    """Where a convex probe's beams lie: on rings from `near` to `far` around an apex above the image."""
+    """Where a convex probe's beams lie: on rings from `near` to `far` around an apex above the image.
 
-    half_angle: float
-    near: float
-    far: float
+    `half_angle` is in radians.
+    """
 
-    @property
-    def apex(self) -> float:
-        return _MARGIN - self.near * np.cos(self.half_angle)
+    def __init__(self, half_angle: float, shown: float) -> None:
+        self.half_angle, self.far = half_angle, (0.5 - _MARGIN) / np.sin(half_angle)
+        self.near = self.far - min(1 - 2 * _MARGIN, shown * self.far)
+        self.apex = _MARGIN - self.near * np.cos(half_angle)
 
     def polar(self, column: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Depth and beam, both 0..1 inside the fan."""

@@ -129,7 +129,6 @@ def write_phantoms(
     Raises:
       UsageError: `out` holds something, or a number is too small.
     """
-    out = Path(out)
     lowest = {"folds": (folds, 3), "patients": (patients, 2 * folds), "size": (size, 64), "seed": (seed, 0)}
     for name, (value, bound) in (lowest | {"images_per_patient": (images_per_patient, 1)}).items():
         if value < bound:
@@ -149,8 +148,7 @@ def write_phantoms(
         for name in (f"p{number:03}_{view}.png" for view in range(images_per_patient))
     ]
     table = pd.DataFrame(rows, columns=["path", "patient_id", "label", "mask"])
-    labels, groups = table["label"].to_numpy(), table["patient_id"].to_numpy()
-    divided = grouped_folds(labels, groups, folds, seed)
+    divided = grouped_folds(table["label"].to_numpy(), table["patient_id"].to_numpy(), folds, seed)
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     scenes = [scene for _, views in drawn for scene in views]
@@ -161,5 +159,6 @@ def write_phantoms(
             Image.fromarray(mask).save(out / mask_path)
             report(place + 1, "")
     table.to_csv(out / "manifest.csv", index=False)
-    write_fold_files(out, "phantom", list(table["path"]), list(labels), divided, list(groups))
+    listed = {"filename": table["path"], "label": table["label"], "patient_id": table["patient_id"]}
+    write_fold_files(out, "phantom", pd.DataFrame(listed), divided)
     return table

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from dinojax.errors import RunError
-from dinojax.report.predictions import COLUMNS, case_rows, questions, read_predictions, write_predictions
+from dinojax.reporting.predictions import COLUMNS, case_rows, questions, read_predictions, write_predictions
 
 CASES = pd.DataFrame({"path": ["001.png", "002.png", "NA"], "patient_id": ["007", "", "x"], "frame": ["", "3", ""]})
 FACTS = {"task": "t", "starting_point": "01", "protocol": "knn", "seed": 3, "setting": "1", "fold": 1, "split": "val"}

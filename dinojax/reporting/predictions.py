@@ -130,6 +130,32 @@ def questions(rows: pd.DataFrame, classes: Sequence[str]) -> list[Question]:
     return [Question(name, "rest", label == name, score) for name, score in zip(classes, scores, strict=True)]
 
 
+def positive_text(asked: Sequence[Question]) -> str:
+    """Which class is the positive one, as titles say it: 'positive: malignant'."""
+    if len(asked) == 1:
+        return f"positive: {asked[0].name}"
+    return (
+        "one-vs-rest, each class positive in turn" if asked[0].required else "each label positive against its absence"
+    )
+
+
+def averaging_text(asked: Sequence[Question]) -> str | None:
+    """How the AUCs of several questions become one; None of a single question."""
+    if len(asked) == 1:
+        return None
+    if asked[0].required:
+        return f"unweighted (macro) mean of the {len(asked)} classes' AUCs, each class against the rest"
+    return f"unweighted (macro) mean of the {len(asked)} labels' AUCs, each over the cases where it is known"
+
+
+def accuracy(rows: pd.DataFrame, classes: Sequence[str]) -> float | None:
+    """Share of the cases whose most probable class is theirs; None of several labels, or without cases."""
+    if "label" not in rows or rows.empty:
+        return None
+    predicted = np.asarray(classes, object)[rows[score_columns(classes)].to_numpy().argmax(axis=1)]
+    return float((predicted == rows["label"].to_numpy()).mean())
+
+
 def select_rows(table: pd.DataFrame, split: str, chosen: Mapping[int, str]) -> pd.DataFrame:
     """The rows of one split as each fold's chosen setting predicted them."""
     return of_settings(pd.DataFrame(table.loc[table["split"] == split]), chosen)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import pandas as pd
 
 from dinojax.errors import RunError
-from dinojax.report.predictions import questions, select_rows
-from dinojax.report.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
+from dinojax.reporting.predictions import accuracy, questions, select_rows
+from dinojax.reporting.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
 
 Selection = Literal["nested", "published"]
 Criterion = Literal["val_loss", "val_auc"]
@@ -47,13 +47,13 @@ def assemble(
 
     nested = {}
     for fold in folds:
-        merits = {
-            name: validation_merit(criterion, kept[fold, name], select_rows(table, "val", {fold: name}), classes)
-            for name in names
-        }
-        nested[fold] = best(merits)
-    means = {entry["setting"]: entry["mean_auc"] for entry in described if entry["mean_auc"] is not None}
-    published = dict.fromkeys(folds, best(means)) if means else None
+        facts = {name: kept[fold, name] for name in names}
+        validation = pd.DataFrame(table[(table["split"] == "val") & (table["fold"] == fold)])
+        nested[fold] = best_setting(criterion, facts, validation, classes)
+    means: dict[str, float] = {
+        entry["setting"]: entry["mean_auc"] for entry in described if entry["mean_auc"] is not None
+    }
+    published = dict.fromkeys(folds, max(means, key=lambda name: means[name])) if means else None
 
     selections = {
         "nested": _selected("nested", criterion, nested, table, classes, kept),
@@ -68,14 +68,15 @@ def summarise(test: pd.DataFrame, folds: Sequence[int], classes: Sequence[str]) 
     """AUCs of test rows that hold every fold's cases once; None where a fold lacks a class.
 
     Returns:
-      `{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc}`, the pooled one of all folds' cases together; where there
-      is more than one question, each fold has `label_auc` too, `{name: auc}`, and the whole
-      `{name: {mean_auc, sd_auc, pooled_auc}}`.
+      `{folds: [{fold, auc}], mean_auc, sd_auc, pooled_auc, pooled_accuracy}`, the pooled ones of all folds' cases
+      together, the accuracy None of several labels; where there is more than one question, each fold has `label_auc`
+      too, `{name: auc}`, and the whole `{name: {mean_auc, sd_auc, pooled_auc}}`.
     """
     asked = {fold: questions(pd.DataFrame(test.loc[test["fold"] == fold]), classes) for fold in folds}
     pooled = questions(test, classes)
     entries: list[dict[str, Any]] = [{"fold": fold, "auc": roc_auc(asked[fold])} for fold in folds]
     summary = {"folds": entries, **_spread([entry["auc"] for entry in entries], roc_auc(pooled))}
+    summary["pooled_accuracy"] = accuracy(test, classes)
     if len(pooled) > 1:
         for entry in entries:
             entry["label_auc"] = {question.name: question_auc(question) for question in asked[entry["fold"]]}
@@ -90,26 +91,25 @@ def _spread(aucs: Sequence[float | None], pooled: float | None) -> dict[str, flo
     return {**dict(zip(("mean_auc", "sd_auc"), mean_and_sd(aucs), strict=True)), "pooled_auc": pooled}
 
 
-def validation_merit(
-    criterion: Criterion, facts: Mapping[str, Any], validation: pd.DataFrame, classes: Sequence[str]
-) -> float:
-    """How good a setting looks in one fold by its validation part alone: the higher, the better.
+def best_setting(
+    criterion: Criterion, facts: Mapping[str, Mapping[str, Any]], validation: pd.DataFrame, classes: Sequence[str]
+) -> str:
+    """The setting that looks best in one fold by its validation part alone; the first of equal ones.
 
     Args:
       criterion: `val_loss` is taken from the facts, `val_auc` computed from the rows (−∞ where it is not defined).
-      facts: of the setting in the fold.
-      validation: its validation rows.
+      facts: of each setting in the fold.
+      validation: the fold's validation rows, of all settings.
       classes: of two, the last is the positive one.
     """
-    if criterion == "val_loss":
-        return -facts["val_loss"]
-    auc = roc_auc(questions(validation, classes))
-    return -math.inf if auc is None else auc
 
+    def merit(setting: str) -> float:
+        if criterion == "val_loss":
+            return -facts[setting]["val_loss"]
+        auc = roc_auc(questions(pd.DataFrame(validation[validation["setting"] == setting]), classes))
+        return -math.inf if auc is None else auc
 
-def best(merits: Mapping[str, float]) -> str:
-    """The setting with the highest merit; the first of equal ones."""
-    return max(merits, key=lambda name: merits[name])
+    return max(facts, key=merit)
 
 
 def _selected(

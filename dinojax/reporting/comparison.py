@@ -3,22 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dinojax.report.figures import run_names
-from dinojax.report.predictions import questions
-from dinojax.report.render import Block, Heading, Picture, Table
-from dinojax.report.results import Result, baselines, by_task
-from dinojax.report.selection import COMPUTED
+from dinojax.reporting.figures import run_names
+from dinojax.reporting.predictions import averaging_text, positive_text, questions
+from dinojax.reporting.render import Block, Heading, Picture, Table, number
+from dinojax.reporting.results import Result, baselines, by_task
+from dinojax.reporting.selection import COMPUTED
+from dinojax.reporting.statistics import mean_and_sd_text
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
 _KEY = ("task", "starting point", "protocol", "seed")
+_FOLDS_A_TABLE, _RUNS_A_TABLE = 8, 5  # as a page of 1,000 px has room for
 _SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
     "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "
-    "Mean ± SD is over folds. The SD over folds is not a confidence interval: it describes how the folds differ, and "
-    "their training sets overlap. Pooled is the AUC of all folds' test cases together, each scored by a model that did "
-    "not train on it. A baseline is what the raw pixels reach on the same folds."
+    "Mean ± SD is over folds; where one fold alone has an AUC, it stands without an SD. The SD over folds is not a "
+    "confidence interval: it describes how the folds differ, and their training sets overlap. Pooled is the AUC of all "
+    "folds' test cases together, each scored by a model that did not train on it. A baseline is what the raw pixels "
+    "reach on the same folds."
 )
 SELECTION = (
     "Folds, mean ± SD and pooled AUC follow the selection that the run was asked for. Beside them stands the mean AUC "
@@ -26,8 +29,8 @@ SELECTION = (
     "cases adds. It can be negative, as the published selection takes one setting for all folds."
 )
 NESTED = (
-    "Selection 'nested' takes for every fold the setting with the {criterion} of that fold; no test case has a part in "
-    "it."
+    "Selection 'nested' takes for every fold the setting that is best on that fold's validation part ({criteria}); no "
+    "test case has a part in it."
 )
 PUBLISHED = (
     "Selection 'published' takes one setting for all folds, the one with the best mean test AUC, as MediDino (2024) "
@@ -40,9 +43,10 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
     """The main table, in full precision: a row for each run, and after those of a task its baseline.
 
     Returns:
-      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'), `cases`,
-      `folds` [{fold, auc}], `mean_auc`, `sd_auc`, `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`,
-      and `recipe`.
+      Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'),
+      `original_name` (of the starting point in its run), `positive` (a class, None where there are several questions),
+      `averaging` (how their AUCs become one, else None), `cases`, `folds` [{fold, auc}], `mean_auc`, `sd_auc`,
+      `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`, and `recipe`.
     """
     return [_row(run) for of_task in by_task(runs).values() for run in of_task]
 
@@ -50,9 +54,13 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
 def _row(run: Result) -> dict[str, Any]:
     selection, selections = run.facts["selection"], run.facts["selections"]
     task, starting_point, protocol, seed = run.key
+    asked = questions(run.test, run.classes)
     return {
         **{"task": task, "starting_point": starting_point, "protocol": protocol},
         **({"seed": None, "kind": "baseline"} if run.is_baseline else {"seed": seed, "kind": "run"}),
+        "original_name": run.facts["starting_point"],
+        "positive": asked[0].name if len(asked) == 1 else None,
+        "averaging": averaging_text(asked),
         "cases": len(run.test),
         "folds": [{"fold": entry["fold"], "auc": entry["auc"]} for entry in run.folds],
         **{name: selection[name] for name in _SPREAD},
@@ -73,8 +81,11 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
     """The report, from the main table on."""
     tasks, rows = by_task(runs), rows_of(runs)
     blocks: list[Block] = [Heading(1, "Starting points compared, fold by fold"), _main_table(rows)]
-    criteria = dict.fromkeys(run.facts["selections"]["nested"]["criterion"] for run in runs)
-    blocks += [READING, SELECTION, *(NESTED.format(criterion=_CRITERIA[name]) for name in criteria), PUBLISHED]
+    blocks += [_positive(task, of_task[0]) for task, of_task in tasks.items()]
+    blocks += [Heading(2, "AUC of every fold"), *_folds_tables(rows), Heading(2, "How to read it")]
+    criteria = {run.facts["protocol"]: _CRITERIA[run.facts["selections"]["nested"]["criterion"]] for run in runs}
+    named = ", ".join(f"{protocol}: {criterion}" for protocol, criterion in criteria.items())
+    blocks += [READING, SELECTION, NESTED.format(criteria=named), PUBLISHED]
     for row in rows:
         if without := [str(entry["fold"]) for entry in row["folds"] if entry["auc"] is None]:
             name = f"{row['task']}, {row['starting_point']}, {row['protocol']}"
@@ -86,48 +97,67 @@ def compose(runs: Sequence[Result], pictures: Mapping[str, Sequence[Picture]]) -
 
 
 def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    folds = sorted({entry["fold"] for row in rows for entry in row["folds"]})
-    header = [*_KEY, "selection", *(f"fold {fold}" for fold in folds), "mean ± SD", "pooled"]
+    """A row for each run; what a reader looks for first stands first."""
     cells = []
     for row in rows:
-        aucs = {entry["fold"]: _number(entry["auc"]) for entry in row["folds"]}
-        name = row["starting_point"] if row["kind"] == "run" else f"{row['starting_point']} (baseline)"
         nested, published = row["nested_mean_auc"], row["published_mean_auc"]
         excess = "none" if nested is None or published is None else f"{published - nested:+.3f}"
-        cells.append(
-            [
-                *(row["task"], name, row["protocol"], _cell(row["seed"]), row["selection"]),
-                *(aucs.get(fold, "") for fold in folds),
-                *(_spread(row), _number(row["pooled_auc"])),
-                *(_number(nested), _number(published), excess),
-            ]
+        task, name, *others = _named(row)
+        aucs = [mean_and_sd_text(row), number(row["pooled_auc"]), number(nested), number(published), excess]
+        cells.append([task, name, *aucs, row["selection"], *others])
+    header = ["mean ± SD", "pooled", "nested", "published", "published − nested", "selection"]
+    return Table([*_KEY[:2], *header, *_KEY[2:]], cells)
+
+
+def _folds_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The AUC of every fold, as many folds to a table as a page is wide."""
+    folds = sorted({entry["fold"] for row in rows for entry in row["folds"]})
+    aucs = [{entry["fold"]: number(entry["auc"]) for entry in row["folds"]} for row in rows]
+    return [
+        Table(
+            [*_KEY, *(f"fold {fold}" for fold in part)],
+            [[*_named(row), *(found.get(fold, "") for fold in part)] for row, found in zip(rows, aucs, strict=True)],
         )
-    return Table([*header, "nested", "published", "published − nested"], cells)
+        for part in (folds[first : first + _FOLDS_A_TABLE] for first in range(0, len(folds), _FOLDS_A_TABLE))
+    ]
+
+
+def _named(row: Mapping[str, Any]) -> list[str]:
+    name = row["starting_point"] if row["kind"] == "run" else f"{row['starting_point']} (baseline)"
+    return [row["task"], name, row["protocol"], _cell(row["seed"])]
 
 
 def _recipes(runs: Sequence[Result]) -> Table:
-    keys = dict.fromkeys(name for run in runs for name in run.facts["recipe"])
+    """A row for each run; its recipe is text that wraps, as its keys would be more columns than a page has room for."""
     rows = [
         [
             *map(str, run.key),
             ", ".join(setting["setting"] for setting in run.facts["settings"]),
-            *(_cell(run.facts["recipe"].get(name)) for name in keys),
+            "; ".join(f"{name.replace('_', ' ')}: {_cell(value)}" for name, value in run.facts["recipe"].items()),
         ]
         for run in runs
     ]
-    return Table([*_KEY, "settings", *(name.replace("_", " ") for name in keys)], rows)
+    return Table([*_KEY, "settings", "recipe"], rows)
+
+
+def _positive(task: str, run: Result) -> str:
+    """Which class is the positive one, and how the AUCs of several become one."""
+    asked = questions(run.test, run.classes)
+    averaging = averaging_text(asked)
+    return f"{task}: {positive_text(asked)}{f'; AUC: {averaging}' if averaging else ''}."
 
 
 def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     runs = [run for run in shown if not run.is_baseline]
     asked = questions(runs[0].test, runs[0].classes)
-    counts = f"{len(runs[0].test)} test cases over {len(runs[0].folds)} folds"
+    folds = len(runs[0].folds)
+    counts = f"{len(runs[0].test)} test cases over {folds} folds" if folds > 1 else f"{len(runs[0].test)} test cases"
     if len(asked) == 1:
         positive = int(asked[0].labels.sum())
-        counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name}"
+        counts += f": {len(asked[0].labels) - positive} {asked[0].rest}, {positive} {asked[0].name} (positive)"
     blocks: list[Block] = [Heading(2, task), f"{counts}."]
     if len(asked) > 1:
-        blocks.append(_questions_table(shown))
+        blocks += _questions_tables(shown)
     blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
     facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
@@ -135,7 +165,7 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
         [
             *map(str, (*run.key[1:], entry["fold"], entry["setting"])),
             *(_cell(entry.get(name)) for name in facts),
-            *(_number(entry[name]) for name in ("threshold", "auc")),
+            *(number(entry[name]) for name in ("threshold", "auc")),
         ]
         for run in runs
         for entry in run.folds
@@ -144,17 +174,21 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     return [*blocks, Table(header, rows), note]
 
 
-def _questions_table(runs: Sequence[Result]) -> Table:
-    """A row for each label, or for each class against the rest: its cases, and every run's AUC."""
-    header = ["label", "known", "positive", *run_names(runs)]
-    rows = [
-        [
-            *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
-            *(_spread(run.facts["selection"]["label_auc"][question.name]) for run in runs),
+def _questions_tables(runs: Sequence[Result]) -> list[Table]:
+    """A row for each label, or for each class against the rest: its cases, and the AUC of every run, some a table."""
+    asked, names = questions(runs[0].test, runs[0].classes), run_names(runs)
+    tables = []
+    for first in range(0, len(runs), _RUNS_A_TABLE):
+        part = slice(first, first + _RUNS_A_TABLE)
+        rows = [
+            [
+                *(question.name, str(len(question.labels)), str(int(question.labels.sum()))),
+                *(mean_and_sd_text(run.facts["selection"]["label_auc"][question.name]) for run in runs[part]),
+            ]
+            for question in asked
         ]
-        for question in questions(runs[0].test, runs[0].classes)
-    ]
-    return Table(header, rows)
+        tables.append(Table(["label", "known", "positive", *names[part]], rows))
+    return tables
 
 
 def _undefined(run: Result) -> list[str]:
@@ -182,7 +216,7 @@ def _differing_recipes(runs: Sequence[Result]) -> list[str]:
 def _differing_baselines(runs: Sequence[Result]) -> list[str]:
     """A sentence if the runs' pixel baselines, which should be one, are not."""
     found = baselines(runs)
-    aucs = [_number(run.facts["selection"]["pooled_auc"], 6) for run in found]
+    aucs = [number(run.facts["selection"]["pooled_auc"], 6) for run in found]
     for run, auc in zip(found, aucs, strict=True):
         if auc != aucs[0]:
             return [
@@ -190,14 +224,6 @@ def _differing_baselines(runs: Sequence[Result]) -> list[str]:
                 f"shown, and {auc} in {run.directory}."
             ]
     return []
-
-
-def _spread(summary: Mapping[str, Any]) -> str:
-    return f"{_number(summary['mean_auc'])} ± {_number(summary['sd_auc'])}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "none" if value is None else f"{value:.{digits}f}"
 
 
 def _cell(value: Any) -> str:

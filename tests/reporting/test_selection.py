@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, roc_auc_score
 
 from dinojax.errors import RunError
-from dinojax.report.predictions import case_rows, of_settings
-from dinojax.report.selection import Criterion, Selection, assemble
+from dinojax.reporting.predictions import case_rows, of_settings
+from dinojax.reporting.selection import Criterion, Selection, assemble
 from tests.tasks import finished_run, write_multilabel_task, write_task
 
 SETTINGS = [{"setting": "a", "k": 1}, {"setting": "b", "k": 2}]
@@ -129,6 +129,12 @@ def test_every_auc_is_scikit_learns(kind: str, tmp_path: Path) -> None:
         assert stated["sd_auc"] == pytest.approx(np.std(aucs, ddof=1), abs=1e-12)
         pooled, each = independent_auc(mine, results["classes"])
         assert stated["pooled_auc"] == pytest.approx(pooled, abs=1e-12)
+        if kind == "multi-label":
+            assert stated["pooled_accuracy"] is None
+        else:
+            scores = mine[[f"score_{name}" for name in results["classes"]]].to_numpy()
+            predicted = [results["classes"][place] for place in scores.argmax(axis=1)]
+            assert stated["pooled_accuracy"] == accuracy_score(mine["label"], predicted)
         for name, value in each.items():
             assert stated["label_auc"][name]["pooled_auc"] == pytest.approx(value, abs=1e-12)
             of_folds = [e["label_auc"][name] for e in stated["folds"] if e["label_auc"][name] is not None]

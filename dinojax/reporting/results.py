@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from dinojax.errors import RunError, UsageError
-from dinojax.report.predictions import label_columns, of_settings, read_predictions, select_rows
-from dinojax.report.selection import COMPUTED, assemble
+from dinojax.reporting.predictions import label_columns, of_settings, read_predictions, select_rows
+from dinojax.reporting.selection import COMPUTED, assemble
 from dinojax.runs.files import read_json, reason
 
 Key = tuple[str, str, str, int]
@@ -30,11 +30,14 @@ class Result:
     baseline: "Result | None"
     """What raw pixels reach on the same folds: the run in `pixels/`."""
     is_baseline: bool = False
+    name: str | None = None
+    """What the report calls the starting point, where that is not its name in the run."""
 
     @property
     def key(self) -> Key:
         """Task, starting point, protocol and seed: what a row of the report stands for."""
-        return self.facts["task"], self.facts["starting_point"], self.facts["protocol"], self.facts["seed"]
+        starting_point = self.facts["starting_point"] if self.name is None else self.name
+        return self.facts["task"], starting_point, self.facts["protocol"], self.facts["seed"]
 
     @property
     def classes(self) -> list[str]:
@@ -143,6 +146,21 @@ def _differences(stated: Any, computed: Any, where: str = "") -> Iterator[tuple[
         yield where, stated, computed
 
 
+def renamed(runs: Sequence[Result], names: Sequence[str] | None) -> list[Result]:
+    """The runs with other names of their starting points, in the same order.
+
+    Raises:
+      UsageError: there are more or fewer names than runs, or one is empty.
+    """
+    if names is None:
+        return list(runs)
+    if len(names) != len(runs):
+        raise UsageError(f"names has {len(names)} ({', '.join(names)}) for {len(runs)} runs; give one a run, in order")
+    if not all(name.strip() for name in names):
+        raise UsageError("names holds an empty one; give every run's starting point a name")
+    return [dataclasses.replace(run, name=name.strip()) for run, name in zip(runs, names, strict=True)]
+
+
 def check_comparable(runs: Sequence[Result]) -> None:
     """Checks that runs may stand in one table.
 
@@ -157,7 +175,7 @@ def check_comparable(runs: Sequence[Result]) -> None:
         if run.key in seen:
             raise UsageError(
                 f"{seen[run.key].directory} and {run.directory} are both of task {task!r}, starting point "
-                f"{starting_point!r}, protocol {protocol!r}, seed {seed}; name one otherwise (--starting_point)"
+                f"{starting_point!r}, protocol {protocol!r}, seed {seed}; name one otherwise (--names)"
             )
         seen[run.key] = run
         other = first.setdefault(task, run)

@@ -1,11 +1,12 @@
 """Discrimination of scores: areas under ROC curves, their spread, and thresholds chosen on validation cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from dinojax.report.predictions import Question
+from dinojax.reporting.predictions import Question
 
 
 def question_auc(question: Question) -> float | None:
@@ -42,6 +43,18 @@ def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | N
     return mean, float(np.std(defined, ddof=1)) if len(defined) > 1 else None
 
 
+def mean_and_sd_text(summary: Mapping[str, Any]) -> str:
+    """`0.812 ± 0.034` of a summary's `mean_auc` and `sd_auc`; one fold has no SD, and is said to be one.
+
+    >>> mean_and_sd_text({"mean_auc": 0.8123, "sd_auc": None})
+    '0.812 (one fold)'
+    """
+    mean, sd = summary["mean_auc"], summary["sd_auc"]
+    if mean is None:
+        return "none"
+    return f"{mean:.3f} (one fold)" if sd is None else f"{mean:.3f} ± {sd:.3f}"
+
+
 def youden_threshold(questions: Sequence[Question]) -> float | None:
     """The threshold with the largest sensitivity + specificity − 1 (Youden 1950); the highest of several.
 
@@ -52,8 +65,7 @@ def youden_threshold(questions: Sequence[Question]) -> float | None:
     """
     if len(questions) != 1 or question_auc(questions[0]) is None:
         return None
-    false_positives, true_positives, thresholds = roc_curve(
-        questions[0].labels, questions[0].scores, drop_intermediate=False
-    )
+    (question,) = questions
+    false_positives, true_positives, thresholds = roc_curve(question.labels, question.scores, drop_intermediate=False)
     # The first point calls nothing positive; its threshold is infinite.
     return float(thresholds[1:][np.argmax((true_positives - false_positives)[1:])])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dinojax.report.predictions import Question
-from dinojax.report.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
+from dinojax.reporting.predictions import Question
+from dinojax.reporting.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
 
 RNG = np.random.default_rng(0)
 

@@ -1,84 +1,23 @@
 """Figures of runs, as PNG files. Every figure is an object of its own: no global state of pyplot's."""
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import roc_curve
 
-from dinojax.report.predictions import Question
-from dinojax.report.statistics import question_auc
+from dinojax.reporting.layout import Sheet
+from dinojax.reporting.lettering import plain_text
 
 # Okabe & Ito's colours, which most colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#888888"
-
-
-class Curve(NamedTuple):
-    """What one model answers, to be drawn as a ROC curve for each question."""
-
-    name: str
-    questions: Sequence[Question]
-    muted: bool = False
-    """Drawn grey and dashed: a baseline."""
-
-
-def plot_roc(curves: Sequence[Curve], title: str, path: Path) -> None:
-    """ROC curves, a panel for each question.
-
-    Args:
-      curves: of the same questions; where one lacks positive or negative cases, the legend says so instead.
-      title: of the figure.
-      path: PNG to write.
-    """
-    # Beyond some curves the legend would hide them: it moves below the panel.
-    below = len(curves) > 7
-    height = 4.9 + (0.5 + 0.19 * len(curves) if below else 0)
-    legend: dict[str, Any] = (
-        {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)} if below else {"loc": "lower right"}
-    )
-    figure, axes = _panels(len(curves[0].questions), 3, (4.8, height), title)
-    for place, axis in enumerate(axes):
-        _roc_panel(axis, [(curve.name, curve.questions[place], curve.muted) for curve in curves])
-        axis.set_anchor("N")
-        axis.legend(fontsize=7.5, **legend)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-
-
-def _panels(count: int, columns: int, size: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of `size` (width, height) in inches, at most `columns` in a row."""
-    columns = min(count, columns)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.3), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    return figure, axes[:count]
-
-
-def _roc_panel(axis: Axes, curves: Sequence[tuple[str, Question, bool]]) -> None:
-    axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    styles = itertools.product(("-", "-.", (0, (5, 1, 1, 1, 1, 1))), COLOURS)
-    for name, question, muted in curves:
-        style: dict[str, Any] = {"color": GREY, "linestyle": "--"}
-        if not muted:
-            style["linestyle"], style["color"] = next(styles, ("-", GREY))
-        if (auc := question_auc(question)) is None:
-            axis.plot([], [], label=f"{name}: one class only", **style)
-            continue
-        false_positives, true_positives, _ = roc_curve(question.labels, question.scores)
-        axis.plot(false_positives, true_positives, label=f"{name}: AUC {auc:.3f}", **style)
-    axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axis.set_title(f"{curves[0][1].name} against {curves[0][1].rest}", fontsize=10)
-    axis.grid(alpha=0.25)
 
 
 def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path: Path) -> None:
@@ -90,22 +29,30 @@ def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path
       title: of the figure.
       path: PNG to write.
     """
-    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
-    axis = figure.subplots()
     folds = [history[history["fold"] == fold] for fold in kept]
-    for (fold, epoch), rows, colour in zip(kept.items(), folds, COLOURS * len(kept), strict=False):
-        axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--")
-        axis.plot(rows["epoch"], rows["val_loss"], color=colour, label=f"fold {fold}")
-        at = rows[rows["epoch"] == epoch]
-        axis.plot(at["epoch"], at["val_loss"], "o", color=colour, markersize=6)
-    axis.plot([], [], color=GREY, linestyle="--", linewidth=1, label="training")
-    axis.plot([], [], color=GREY, label="validation")
-    axis.plot([], [], "o", color=GREY, label="epoch kept")
-    axis.set(xlabel="epoch", ylabel="cross-entropy (nats)", title=title)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=120)
+    with plain_text():
+        sheet = Sheet(title, 1, 1, (4.7, 3.1))
+        (axis,) = sheet.axes
+        for (fold, epoch), rows, colour in zip(kept.items(), folds, _colours(len(kept)), strict=True):
+            axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--")
+            axis.plot(rows["epoch"], rows["val_loss"], color=colour, label=f"fold {fold}")
+            at = rows[rows["epoch"] == epoch]
+            axis.plot(at["epoch"], at["val_loss"], "o", color=colour, markersize=6)
+        axis.plot([], [], color=GREY, linestyle="--", linewidth=1, label="training")
+        axis.plot([], [], color=GREY, label="validation")
+        axis.plot([], [], "o", color=GREY, label="epoch kept")
+        axis.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+        sheet.explain(axis, *axis.get_legend_handles_labels(), beside=True)
+        sheet.save(path)
+
+
+def _colours(count: int) -> list[str]:
+    """As many colours: those of `COLOURS`, or, where they do not suffice, shades from dark to light."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [to_hex(shade) for shade in colormaps["viridis"](np.linspace(0, 0.93, count))]
 
 
 class Panel(NamedTuple):
@@ -120,7 +67,9 @@ class Panel(NamedTuple):
     """Place at which the first curve is marked."""
 
 
-def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0) -> None:
+def plot_metrics(
+    metrics: Path, path: Path, prototypes: int, dino_weight: float = 1.0, targets: int | None = None
+) -> None:
     """Curves of a pre-training run, a panel each, with what they would be if nothing were learned.
 
     Args:
@@ -128,28 +77,39 @@ def plot_metrics(metrics: Path, path: Path, prototypes: int, dino_weight: float 
       path: PNG to write.
       prototypes: K; at log K targets and predictions are uniform.
       dino_weight: that the logged DINO terms were multiplied by.
+      targets: of a batch, two for each image; the share of prototypes that they can use is drawn beside that used.
+
+    Raises:
+      RunError: the file cannot be written.
     """
     lines = [line for line in metrics.read_text().splitlines() if line.strip()]
     if not lines:
         return
     table = pd.json_normalize([json.loads(line) for line in lines]).set_index("step")
-    panels = metrics_panels(table, prototypes, dino_weight)
+    panels = metrics_panels(table, prototypes, dino_weight, targets)
     if not panels:
         return
-    figure, axes = _panels(len(panels), 3 if len(panels) <= 9 else 4, (4.4, 3.1), "Pre-training")
-    for axis, panel in zip(axes, panels, strict=True):
-        _draw(axis, panel)
-    figure.savefig(path, dpi=110)
+    columns = 3 if len(panels) <= 9 else 4
+    with plain_text():
+        sheet = Sheet("Pre-training", len(panels), columns, (3.6, 2.2), width=4.5 * columns)
+        for axis, panel in zip(sheet.axes, panels, strict=True):
+            _draw(axis, panel)
+            sheet.entitle(axis, panel.title)
+            if len(panel.curves) > 1 or panel.references:
+                sheet.explain(axis, *axis.get_legend_handles_labels())
+        sheet.save(path)
 
 
-def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0) -> list[Panel]:
+def metrics_panels(
+    table: pd.DataFrame, prototypes: int, dino_weight: float = 1.0, targets: int | None = None
+) -> list[Panel]:
     """What there is to draw of a run; a panel without any values is left out.
 
     Args:
       table: the lines of `metrics.jsonl`, by step; what stands under `time` as columns `time.…`. Only columns that
         are known are read, and none has to be there.
       prototypes: K.
-      dino_weight: as of `plot_metrics`.
+      dino_weight, targets: as of `plot_metrics`.
     """
     found = {str(name): pd.Series(table[name]).replace([np.inf, -np.inf], np.nan).dropna() for name in table.columns}
     terms = ("dino_local", "dino_global", "ibot", "koleo")
@@ -159,6 +119,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
     def pick(*names: str) -> dict[str, pd.Series]:
         return {name: found[name] for name in names if name in found}
 
+    most = {f"most that {targets} targets can use": min(targets / prototypes, 1.0)} if targets else {}
     uniform = {"log K: nothing learned": float(np.log(prototypes))}
     dino = pick("dino_local", "dino_global")
     total = {"local + global": pd.concat(dino, axis=1).dropna().sum(axis=1) / dino_weight} if dino else {}
@@ -180,7 +141,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
         Panel("Entropy of the targets (nats)", pick("target_entropy", "mean_target_entropy"), uniform),
         Panel("iBOT loss", pick("ibot")),
         Panel("KoLeo loss", pick("koleo")),
-        Panel("Share of the prototypes used", pick("prototypes_used")),
+        Panel("Share of the prototypes used", pick("prototypes_used"), most),
         Panel("Spread of the class tokens (1: even)", pick("feature_std"), {"0: collapse": 0.0}),
         Panel("Effective rank of the class tokens", pick("effective_rank"), {"1: collapse": 1.0}),
         Panel("Gradient norms before clipping", pick(*(name for name in found if name.startswith("grad_norm")))),
@@ -193,7 +154,7 @@ def metrics_panels(table: pd.DataFrame, prototypes: int, dino_weight: float = 1.
 
 
 def _draw(axis: Axes, panel: Panel) -> None:
-    for (name, values), colour in zip(panel.curves.items(), COLOURS * len(panel.curves), strict=False):
+    for (name, values), colour in zip(panel.curves.items(), _colours(len(panel.curves)), strict=True):
         # A run of one logged step would show nothing without a marker.
         axis.plot(values.index, values, color=colour, label=name, marker="." if len(values) < 2 else None)
     if panel.best is not None:
@@ -201,8 +162,5 @@ def _draw(axis: Axes, panel: Panel) -> None:
         axis.plot(first.index, first, "o", color=COLOURS[0], markersize=7)
     for (name, value), style in zip(panel.references.items(), ("--", ":"), strict=False):
         axis.axhline(value, color=GREY, linestyle=style, linewidth=1, label=name)
-    axis.set_title(panel.title, fontsize=10)
     axis.set_xlabel("step")
     axis.grid(alpha=0.25)
-    if len(panel.curves) > 1 or panel.references:
-        axis.legend(fontsize=8)

@@ -1,0 +1,109 @@
+"""What a run has understood of its data, in lines that it prints before it does anything, and keeps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dinojax.data.decode import Headers
+from dinojax.data.duplicates import LIMIT, find_duplicates
+from dinojax.data.records import SPLITS, Fold, Records
+
+Facts = dict[str, str | list[str]]
+"""What a fact is about, to a line or several."""
+
+_SHOWN = 3
+
+
+def data_facts(records: Records, headers: Headers, folds: Sequence[Fold] = (), how: str = "") -> Facts:
+    """How a data set was read: by which reader, its classes, patients and parts, and what was left out.
+
+    Args:
+      records: the images.
+      headers: what their headers say.
+      folds: how they are divided.
+      how: in words, how the folds came about.
+    """
+    facts: Facts = {"read as": f"{records.reader}, {records.root}", "images": f"{len(records)}; {headers.summary()}"}
+    if records.labels is not None:
+        facts["classes"] = describe_classes(records)
+        facts["patients"] = _patients(records)
+    if folds:
+        facts["folds"] = [how, *(_parts(records, number, fold) for number, fold in enumerate(folds, start=1))]
+    columns = [f"columns {', '.join(records.unread_columns)}"] if records.unread_columns else []
+    facts["not read"] = [*columns, *records.left_out] or "nothing was left out"
+    facts["duplicates"] = _duplicates(records, folds)
+    return facts
+
+
+def describe_classes(records: Records) -> str:
+    """The classes with their numbers of images, and which one is positive."""
+    assert records.labels is not None
+    if records.multilabel:
+        known, ones = (~np.isnan(records.labels)).sum(axis=0), (records.labels == 1).sum(axis=0)
+        counts = zip(records.classes, ones, known, strict=True)
+        return ", ".join(f"{name!r} × {one} of {count} known" for name, one, count in counts)
+    counts = np.bincount(records.labels, minlength=len(records.classes))
+    listed = ", ".join(f"{name!r} × {count}" for name, count in zip(records.classes, counts, strict=True))
+    return f"{listed} (positive: {records.classes[-1]!r})" if len(records.classes) == 2 else listed
+
+
+def render(facts: Mapping[str, str | Sequence[str]]) -> str:
+    """The facts as a block of lines, each under its name."""
+    width = max(map(len, facts)) + 2
+    lines = []
+    for name, text in facts.items():
+        first, *more = [text] if isinstance(text, str) else text
+        lines += [f"{name + ':':<{width}}{first}", *(" " * width + line for line in more)]
+    return "\n".join(lines)
+
+
+def _patients(records: Records) -> str:
+    if records.patients is None:
+        hints = "".join(f"; {hint}" for hint in records.hints)
+        return f"unknown: every image counts as its own (--group_regex takes them from the paths){hints}"
+    return f"{len(np.unique(records.patients))}, from {records.patient_source}"
+
+
+def _parts(records: Records, number: int, fold: Fold) -> str:
+    parts = []
+    for split in SPLITS:
+        places = getattr(fold, split)
+        of = "" if records.patients is None else f" of {len(np.unique(records.patients[places]))} patients"
+        parts.append(f"{'validation' if split == 'val' else split} {len(places)}{of}")
+    unused = len(records) - len(np.unique(np.concatenate([fold.train, fold.val, fold.test])))
+    return f"fold {number}: {', '.join(parts)}" + (f"; {unused} images in no part" if unused else "")
+
+
+def _duplicates(records: Records, folds: Sequence[Fold]) -> str | list[str]:
+    if len(records) > LIMIT:
+        return f"not looked for among more than {LIMIT:,} images"
+    groups = find_duplicates(records)
+    if not groups:
+        return "no two files are equal byte for byte"
+    counted = f"{sum(map(len, groups)) - len(groups)} files equal another one byte for byte"
+    lines = [f"{counted}, such as {' = '.join(records.paths[groups[0][:2]].tolist())}"]
+    if contrary := [group for group in groups if _labels_differ(records, group)]:
+        lines.append(f"{len(contrary)} of these under different labels: {_listed(records, contrary)}")
+    for number, fold in enumerate(folds, start=1):
+        part = np.full(len(records), "", dtype=object)
+        for split in SPLITS:
+            part[getattr(fold, split)] = split
+        if leaks := [group for group in groups if len(set(part[group]) - {""}) > 1]:
+            lines.append(f"fold {number}: {len(leaks)} across its parts, a leak: {_listed(records, leaks, part)}")
+    return lines
+
+
+def _labels_differ(records: Records, group: Sequence[int]) -> bool:
+    if records.labels is None:
+        return False
+    labels = records.labels[group]
+    return not np.array_equal(labels, np.broadcast_to(labels[0], labels.shape), equal_nan=records.multilabel)
+
+
+def _listed(records: Records, groups: Sequence[Sequence[int]], part: np.ndarray | None = None) -> str:
+    """A few groups of equal files, with the part that each file is in."""
+    names = [
+        " = ".join(f"{records.paths[i]}{'' if part is None else f' ({part[i]})' if part[i] else ''}" for i in group)
+        for group in groups[:_SHOWN]
+    ]
+    return "; ".join(names) + (f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else "")
