@@ -25,12 +25,12 @@ print(statistics.median(found[len(found) // 4 :]))' "$1/metrics.jsonl"
   python scripts/bench_multicrop.py --data "$data/Training"
 
   # images_per_s, data_wait and device_memory_gib stand under `time` in metrics.jsonl.
-  python -m dinojax pretrain --config configs/pretrain/medidino_code.yaml --data "$data/Training" \
+  python -m dinojax pretrain --config medidino_code --data "$data/Training" \
     --batch_size "${BATCH:-256}" --steps "${STEPS:-60}" --head_warmup_steps 0 "${workers[@]}" --out "$out/medidino"
   echo "medidino_code with its data path: $(rate "$out/medidino") images/s"
   tail -n 1 "$out/medidino/metrics.jsonl"
 
-  laptop=(--config configs/pretrain/laptop.yaml --data "$data/Training" "${workers[@]}")
+  laptop=(--config laptop --data "$data/Training" "${workers[@]}")
   python -m dinojax pretrain "${laptop[@]}" --steps "${STEPS:-200}" --out "$out/trial"
   epochs=$(python -c "print(int($minutes * 60 * $(rate "$out/trial") / 1000))")
   python -m dinojax pretrain "${laptop[@]}" --epochs "$epochs" --probe.data "$data" --out "$out/learning"
