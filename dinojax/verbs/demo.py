@@ -17,7 +17,7 @@ def main(config: DemoConfig) -> Path:
         raise UsageError(f"--out {out} is not empty; name a new folder")
     data, pretrained, seed = out / "phantoms", out / "pretrained", ["--seed", str(config.seed)]
     began = time.monotonic()
-    run("phantoms", str(data), *seed, *(["--patients", "20"] if config.quick else []))
+    run("phantoms", str(data), *seed, *(["--patients", "20", "--folds", "3"] if config.quick else []))
     less = ["--steps", "4"] if config.quick else ["--epochs", "28"]
     run("pretrain", "--config", "laptop", "--data", str(data), "--out", str(pretrained), *seed, *less)
     epochs = "1" if config.quick else "12"
