@@ -14,6 +14,8 @@ from dinojax.runs.metrics import read_metrics
 
 _PAUSES = 30
 """Of drawing: drawing the 10,000 lines of a long run takes seconds."""
+_FIRST_SECONDS = 10
+"""Before this a run has little to show."""
 
 
 class Curves:
@@ -22,7 +24,7 @@ class Curves:
     def __init__(self, out: Path, config: PretrainConfig) -> None:
         self._metrics, self._path = out / "metrics.jsonl", out / "figures" / "curves.png"
         self._form = config.head.prototypes, config.loss.dino_weight, 2 * config.batch_size
-        self._due, self._failed = 0.0, False
+        self._due, self._failed = time.monotonic() + _FIRST_SECONDS, False
 
     def redraw(self) -> None:
         """Draws them, unless that would take more than a small share of the run's time."""
