@@ -34,6 +34,7 @@ from dinojax.dino.outputs import Curves
 from dinojax.dino.state import TrainState
 from dinojax.errors import RunError, Stopped, UsageError
 from dinojax.models.store import load_transformer, read_description, read_params
+from dinojax.reporting import plots
 from dinojax.runs.checkpoint import Checkpoints
 from dinojax.runs.directory import lock
 from dinojax.verbs import run as run_verb
@@ -77,6 +78,12 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "whole"
     run_verb(["pretrain", *command(images, out, *probe(images))])
     return out
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the run that all tests share draws its curves, which takes a second or two."""
+    monkeypatch.setattr(plots, "plot_metrics", lambda *form: None)
 
 
 @pytest.fixture(scope="module")

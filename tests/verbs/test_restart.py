@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 DEADLINE_S = 240
-STEPS, EVERY = 24, 3
+STEPS, EVERY = 24, 4
 TINY = shlex.split(f"""
     --batch_size 8 --steps {STEPS} --epochs 3 --log_every 1 --checkpoint_every {EVERY} --groups 8
     --model.name vitt14 --model.width 32 --model.depth 1 --model.heads 2 --model.image_size 28 --model.layer_scale 1.0
