@@ -35,7 +35,7 @@ def main() -> int:
     if arguments[0] == "--version":
         print("\n".join(f"{name} {importlib.metadata.version(name)}" for name in ("dinojax", "jax", "flax")))
         return 0
-    verb = arguments[0]
+    verb = " ".join(arguments[: 2 if arguments[0] == "evaluate" else 1])
     try:
         run(arguments)
     except RunError as error:
@@ -43,6 +43,8 @@ def main() -> int:
             raise
         print(f"dinojax {verb}: {error}", file=sys.stderr)
         return error.status
+    except BrokenPipeError:
+        return 1  # whoever read the output has seen enough
     except OSError as error:
         if debug:
             raise

@@ -13,7 +13,7 @@ from dinojax.data.files import TEXT
 from dinojax.data.fold_files import fold_tables, read_fold_files
 from dinojax.data.listing import list_images, shown
 from dinojax.data.records import Records
-from dinojax.data.spellings import check_values, in_order, says_normal
+from dinojax.data.spellings import check_values, in_order, meaning, says_normal
 from dinojax.data.table_text import SUFFIXES
 from dinojax.data.tables import find_manifest, read_table
 from dinojax.errors import RunError, UsageError
@@ -171,7 +171,9 @@ def _with_classes(
     listed = ", ".join(classes)
     if positive_class is not None:
         if positive_class not in classes:
-            raise UsageError(f"--positive_class {positive_class}: the classes of {data} are {listed}")
+            alike = [name for name in classes if meaning(name) == meaning(positive_class)]
+            advice = f"; did you mean {alike[0]}?" if alike else ""
+            raise UsageError(f"--positive_class {positive_class}: the classes of {data} are {listed}{advice}")
         if len(classes) > 2:
             raise UsageError(
                 f"--positive_class {positive_class}: {data} has {len(classes)} classes ({listed}), of which each is "

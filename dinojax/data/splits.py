@@ -238,13 +238,15 @@ def _check_patients(records: Records, folds: Sequence[Fold]) -> None:
     if records.patients is None:
         return
     leaks = []
+    # As numbers: NumPy's set functions have crashed on text of its own type (intersect1d, NumPy 2.4).
+    names, patients = np.unique(records.patients, return_inverse=True)
     for number, fold in enumerate(folds, start=1):
         for a, b in itertools.combinations(SPLITS, 2):
-            shared = np.intersect1d(records.patients[getattr(fold, a)], records.patients[getattr(fold, b)])
+            shared = names[np.intersect1d(patients[getattr(fold, a)], patients[getattr(fold, b)])]
             if len(shared) and not records.patients_derived:
                 raise RunError(
                     f"fold {number} of {records.root}: {len(shared)} patients are in both {a} and {b}, "
-                    f"such as {shared[0]}; give folds grouped by patient"
+                    f"such as {shared[0]}; give folds grouped by patient, which the verb splits makes"
                 )
             if len(shared):
                 leaks.append(f"fold {number}: {len(shared)} in both {a} and {b}")

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from dinojax.data.reading import read_records
-from dinojax.errors import UsageError
+from dinojax.data.splits import make_folds
+from dinojax.errors import RunError, UsageError
 from dinojax.verbs import run as run_verb
 from tests.tasks import write_multilabel_task, write_task
 
@@ -43,3 +46,19 @@ def test_several_labels_keep_their_gaps(tmp_path: Path) -> None:
         for records in (again, before)
     ]
     pd.testing.assert_frame_equal(tables[0].sort_index(), tables[1].sort_index())
+
+
+def test_folds_of_other_patients_than_the_data_s_own_are_made(tmp_path: Path) -> None:
+    """The data's own parts share patients, whose names are longer than NumPy keeps in place."""
+    data, rng = tmp_path / "xray", np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("ill", "well"):
+            (data / part / name).mkdir(parents=True)
+            for number in range(90):
+                path = data / part / name / f"patient-of-the-study-{number // 3:04}-{name}_{part}{number}.png"
+                Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+    given = [str(data), "--group_regex", "(patient-of-the-study-[0-9]+-[a-z]+)", "--folds", "3"]
+    out = run_verb(["splits", *given, "--out", str(tmp_path / "folds")])
+    assert len(read_records(str(out), labelled=True).folds) == 3
+    with pytest.raises(RunError, match=r"patients are in both train and test, such as .*splits makes"):
+        make_folds(read_records(str(data), labelled=True, group_regex=given[2]), 3, 0)
