@@ -18,7 +18,7 @@ def pretrain(*, data: str | Path, out: str | Path, preset: str | Path | None = N
       keys: any other key of `dinojax pretrain --help`; sections are dicts, as in `optim={"lr": 1e-4}`.
 
     Returns:
-      The run's directory; `model` in it holds the teacher.
+      The run's directory; `model` in it holds the teacher. With `check=True` nothing was written there.
 
     Raises:
       RunError: what the command would have printed; UsageError for wrong keys.

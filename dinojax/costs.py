@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_SIDE, _REPEATS = 1024, 3
+from dinojax.wording import counted
+
+_REPEATS = 3
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -26,7 +28,9 @@ def flops(function: Callable[..., Any], *shapes: Any) -> float:
 
 def measured_rate() -> float:
     """FLOP/s of all devices, taken from the best of a few products of square float32 matrices: an upper bound."""
-    matrix = jnp.ones((_SIDE, _SIDE), jnp.float32)
+    on_cpu = jax.default_backend() == "cpu"
+    side = 1024 if on_cpu else 8192  # an accelerator reaches its rate in large products alone
+    matrix = jnp.ones((side, side), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()
     seconds = []
@@ -35,18 +39,17 @@ def measured_rate() -> float:
         product(matrix, matrix).block_until_ready()
         seconds.append(time.perf_counter() - began)
     # Devices that a CPU is divided into share its cores.
-    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()
-    return devices * 2 * _SIDE**3 / min(seconds)
+    devices = 1 if on_cpu else jax.local_device_count()
+    return devices * 2 * side**3 / min(seconds)
 
 
 def duration(operations: float) -> str:
     """The least time that so many operations take here, in words."""
     rate = measured_rate()
     seconds = operations / rate
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"at least {seconds / length:.1f} {unit}: {operations / 1e12:.3g} TFLOP at {rate / 1e9:.3g} GFLOP/s"
-    return f"at least {seconds:.0f} seconds: {operations / 1e12:.3g} TFLOP at {rate / 1e9:.3g} GFLOP/s"
+    unit, length = next((pair for pair in (("hours", 3600), ("minutes", 60)) if seconds >= 2 * pair[1]), ("seconds", 1))
+    least = f"at least {seconds / length:.{1 if length > 1 else 0}f} {unit}" if seconds >= 1.5 else "about a second"
+    return f"{least}: {operations / 1e12:.3g} TFLOP at {rate / 1e9:.3g} GFLOP/s"
 
 
 def memory_gib() -> float:
@@ -62,14 +65,11 @@ def memory_gib() -> float:
 
 def machine() -> str:
     """Devices, cores and memory in words."""
-    device, cores = (
-        jax.devices()[0],
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    )
+    device, devices = jax.devices()[0], jax.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     kind = "" if device.device_kind == device.platform else f" ({device.device_kind})"
-    return (
-        f"{jax.device_count()} {device.platform} device(s){kind}; {cores} cores; {memory_gib():.1f} GiB of memory free"
-    )
+    found = f"{counted(devices, f'{device.platform} device')}{kind}; {counted(cores, 'core')}"
+    return f"{found}; {memory_gib():.1f} GiB of memory free"
 
 
 def _available() -> float:

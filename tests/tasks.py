@@ -64,6 +64,15 @@ FINETUNE = {
 KNN = {"image_size": 28, "votes": "softmax", "temperature": 0.07, "model": "vitt14, width 32, depth 1"}
 
 
+DATA = {
+    "read as": "manifest breast/manifest.csv",
+    "patients": "24, from column patient_id",
+    "duplicates": ["1 file equals another one byte for byte", "fold 1: 1 across its parts, a leak"],
+    "model": "vits14",
+}
+"""Of the block of facts."""
+
+
 def finished_run(
     out: Path,
     data: Path,
@@ -156,5 +165,5 @@ def _write_run(
     described = assemble(table, classes, settings, kept, selection, criterion)
     write_json(
         out / "results.json",
-        {**facts, "classes": classes, "multilabel": labels.ndim == 2, "recipe": recipe, **described},
+        {**facts, "classes": classes, "multilabel": labels.ndim == 2, "recipe": recipe, "data": DATA, **described},
     )

@@ -17,6 +17,7 @@ from dinojax.config.bounds import (
     ShareRange,
     check,
 )
+from dinojax.config.labelled import LabelledConfig
 from dinojax.config.model import ModelConfig
 from dinojax.errors import UsageError
 
@@ -133,7 +134,7 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(LabelledConfig):
     """A k-NN probe of the teacher's class token on labelled images, before the first step and regularly after.
 
     Every image is classified by its nearest neighbours among those of other patients. Only the training part of a data
@@ -142,11 +143,6 @@ class ProbeConfig:
 
     data: str | None = None
     """A labelled data set of any kind that `finetune` reads; without it there is no probe."""
-    data_root: str | None = None
-    path_column: str | None = None
-    label_column: str | None = None
-    group_regex: str | None = None
-    """Takes the patient from the path: the first group of this expression."""
     every: PositiveInt | None = None
     """Steps between two probes; null: an epoch. The last step is probed too."""
     k: PositiveInt = 20

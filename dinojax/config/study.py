@@ -4,11 +4,12 @@ import dataclasses
 from typing import Literal
 
 from dinojax.config.bounds import NonNegativeInt, PositiveInt, Seed, check
+from dinojax.config.labelled import LabelledConfig
 from dinojax.config.model import ModelConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class StudyConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig(LabelledConfig):
     """One starting point on every fold of a labelled data set."""
 
     data: str
@@ -22,18 +23,8 @@ class StudyConfig:
     starting_point: str | None = None
     """Name of the starting point in tables; by default that of `init`'s folder, or `random`."""
     seed: Seed = 0
-    data_root: str | None = None
-    """What a manifest's paths are relative to, if not its own folder."""
-    path_column: str | None = None
-    """The manifest's column of image files, if its name does not tell."""
-    label_column: str | None = None
-    """The manifest's column of labels, if its name does not tell."""
-    group_regex: str | None = None
-    """Takes the patient from the path: the first group of this expression."""
     positive_class: str | None = None
     """The positive class of a binary task; by default the last in sorted order, unless its name says normal."""
-    uncertain: Literal["ignore", "zero", "one"] | None = None
-    """What -1 means in the columns `label_<class>` of a manifest: unknown, 0 or 1; null refuses it."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is left out and listed in `skipped_files.csv`."""
     folds: PositiveInt = 5

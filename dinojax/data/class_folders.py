@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -226,15 +227,31 @@ def _with_labels(records: Records, names: np.ndarray, splits: np.ndarray | None)
     return dataclasses.replace(records, labels=labels, splits=splits, hints=_hints(records.paths, splits is not None))
 
 
+_REPEATED = re.compile(r"([A-Za-z]{2,}[-_ ]?\d+)[-_ ].")
+"""How a file's name begins that may tell its patient: `person12_virus_47.jpeg`, `IM-0117-0001-0002.jpeg`."""
+_REPEATED_SHARE = 0.1
+
+
 def _hints(paths: np.ndarray, divided: bool) -> tuple[str, ...]:
     """What folders between class and image look like."""
     depth = 2 + divided
     below = sorted({tuple(parent.split("/")[:depth]) for parent in _parents(paths)})
     if any(len(parts) < depth for parts in below) or len(below) <= len({parts[:-1] for parts in below}):
-        return ()
+        return _name_hint(paths)
     pattern = "^" + "[^/]+/" * (depth - 1) + "([^/]+)/"
     names = some(["/".join(parts) for parts in below])
     return (f"folders below the classes look like patients ({names}): if they are, give --group_regex '{pattern}'",)
+
+
+def _name_hint(paths: np.ndarray) -> tuple[str, ...]:
+    """Beginnings of file names that repeat."""
+    counts = Counter(match[1] for path in paths if (match := _REPEATED.match(path[path.rfind("/") + 1 :])))
+    repeated = {start: count for start, count in counts.items() if count > 1}
+    if sum(repeated.values()) < max(_REPEATED_SHARE * len(paths), 2):
+        return ()
+    start, files = max(repeated.items(), key=lambda pair: pair[1])
+    total = f"{len(repeated)} beginnings of file names repeat, such as {start} of {files} files"
+    return (f"{total}: if they are patients, --group_regex takes them",)
 
 
 def _unique(records: Records, listing: Listing) -> Records:

@@ -7,6 +7,7 @@ import numpy as np
 from dinojax.data.decode import Headers
 from dinojax.data.duplicates import LIMIT, find_duplicates
 from dinojax.data.records import SPLITS, Fold, Records
+from dinojax.wording import counted
 
 Facts = dict[str, str | list[str]]
 """What a fact is about, to a line or several."""
@@ -71,7 +72,7 @@ def _parts(records: Records, number: int, fold: Fold) -> str:
         of = "" if records.patients is None else f" of {len(np.unique(records.patients[places]))} patients"
         parts.append(f"{'validation' if split == 'val' else split} {len(places)}{of}")
     unused = len(records) - len(np.unique(np.concatenate([fold.train, fold.val, fold.test])))
-    return f"fold {number}: {', '.join(parts)}" + (f"; {unused} images in no part" if unused else "")
+    return f"fold {number}: {', '.join(parts)}" + (f"; {counted(unused, 'image')} in no part" if unused else "")
 
 
 def _duplicates(records: Records, folds: Sequence[Fold]) -> str | list[str]:
@@ -80,8 +81,9 @@ def _duplicates(records: Records, folds: Sequence[Fold]) -> str | list[str]:
     groups = find_duplicates(records)
     if not groups:
         return "no two files are equal byte for byte"
-    counted = f"{sum(map(len, groups)) - len(groups)} files equal another one byte for byte"
-    lines = [f"{counted}, such as {' = '.join(records.paths[groups[0][:2]].tolist())}"]
+    again = sum(map(len, groups)) - len(groups)
+    equal = f"{counted(again, 'file')} {'equals' if again == 1 else 'equal'} another one byte for byte"
+    lines = [f"{equal}, such as {' = '.join(records.paths[groups[0][:2]].tolist())}"]
     if contrary := [group for group in groups if _labels_differ(records, group)]:
         lines.append(f"{len(contrary)} of these under different labels: {_listed(records, contrary)}")
     for number, fold in enumerate(folds, start=1):

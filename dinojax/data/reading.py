@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from dinojax.config.labelled import LabelledConfig
 from dinojax.data.class_folders import read_class_folders, read_images
 from dinojax.data.columns import Uncertain, Wanted
 from dinojax.data.files import TEXT
@@ -82,6 +83,26 @@ def read_records(
     if labelled:
         records = _with_classes(records, data, positive_class, positive_needed, uncertain)
     return records
+
+
+def read_labelled(
+    data: str,
+    config: LabelledConfig,
+    *,
+    positive_class: str | None = None,
+    positive_needed: bool = True,
+    on_bad_file: Literal["stop", "skip"] = "stop",
+) -> Records:
+    """Lists the labelled images that `data` names, read as a configuration says; see `read_records`."""
+    names = [field.name for field in dataclasses.fields(LabelledConfig)]
+    return read_records(
+        data,
+        labelled=True,
+        positive_class=positive_class,
+        positive_needed=positive_needed,
+        on_bad_file=on_bad_file,
+        **{name: getattr(config, name) for name in names},
+    )
 
 
 def _read(path: Path, data: str, base: Path | None, wanted: Wanted) -> Records:

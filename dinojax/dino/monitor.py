@@ -114,7 +114,7 @@ class Monitor:
             self._note_score(0, values[self._score])
         if self._log:
             self._log.write(0, values, {"memory_gib": _memory()})
-        listed = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+        listed = ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in values.items())
         print(f"before the first step: {listed}", flush=True)
         self._began = time.perf_counter()
 

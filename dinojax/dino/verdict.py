@@ -6,7 +6,7 @@ from typing import Any
 
 _LAST = 10  # logged steps that the end is the mean of
 _CLEARLY = 0.05  # share of log K that the loss has to fall by
-_SAME = 0.01  # accuracies that differ by less count as equal
+_CHANCE = 2.0  # standard errors within which two accuracies count as equal
 
 
 def verdict(lines: Sequence[Mapping[str, Any]], prototypes: int, dino_weight: float, margin: float = 0.02) -> str:
@@ -23,7 +23,8 @@ def verdict(lines: Sequence[Mapping[str, Any]], prototypes: int, dino_weight: fl
     probes = {int(line["step"]): float(line["probe"]) for line in lines if "probe" in line}
     pixels = next((float(line["probe_pixels"]) for line in lines if "probe_pixels" in line), None)
     if len(probes) > 1 and 0 in probes:
-        said.append(_probe(probes, pixels))
+        images = next(int(line["probe_images"]) for line in lines if "probe_images" in line)
+        said.append(_probe(probes, images, pixels))
     return "\n".join(said)
 
 
@@ -33,7 +34,8 @@ def _objective(lines: Sequence[Mapping[str, Any]], uniform: float, weight: float
 
     loss = mean("dino_local", "dino_global") / weight
     entropy, together = mean("target_entropy"), mean("mean_target_entropy")
-    numbers = f"DINO loss {loss:.2f} and entropy of the targets {entropy:.2f}, log(prototypes) is {uniform:.2f}"
+    over = f" (mean of the last {len(lines)} logged steps)" if len(lines) > 1 else ""
+    numbers = f"DINO loss {loss:.2f} and entropy of the targets {entropy:.2f}{over}, log(prototypes) is {uniform:.2f}"
     if together < margin:
         return f"collapsed to one prototype: {numbers}; all images have the same target"
     if entropy > uniform - margin:
@@ -43,11 +45,14 @@ def _objective(lines: Sequence[Mapping[str, Any]], uniform: float, weight: float
     return f"learned: {numbers}"
 
 
-def _probe(probes: Mapping[int, float], pixels: float | None) -> str:
+def _probe(probes: Mapping[int, float], images: int, pixels: float | None) -> str:
     start, end = probes[0], probes[max(probes)]
+    # Of the difference between two accuracies on the same images, were they independent: an upper bound where the
+    # same images tend to be right, as they do.
+    error = math.sqrt((start * (1 - start) + end * (1 - end)) / images)
     best = max(probes, key=lambda step: (probes[step], -step))
-    change = "are about as good as at the start"
-    if abs(end - start) >= _SAME:
+    change = f"are as good as at the start, as far as {images} images tell"
+    if abs(end - start) > _CHANCE * error:
         change = "became better than at the start" if end > start else "became worse than at the start"
     told = f"the features {change}: probe {start:.3f} at the start, {end:.3f} at the end, best {probes[best]:.3f}"
     told += f" at step {best}"

@@ -18,7 +18,7 @@ from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
 from dinojax.data.facts import Facts
 from dinojax.data.memory import Decoded, decode_all
-from dinojax.data.reading import read_records
+from dinojax.data.reading import read_labelled
 from dinojax.data.records import Fold, Records
 from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
@@ -75,17 +75,7 @@ class Cases(NamedTuple):
 
 def read_cases(config: StudyConfig) -> Cases:
     """Lists the cases, looks at their files' headers, and divides them into folds."""
-    records = read_records(
-        config.data,
-        labelled=True,
-        data_root=config.data_root,
-        group_regex=config.group_regex,
-        positive_class=config.positive_class,
-        uncertain=config.uncertain,
-        path_column=config.path_column,
-        label_column=config.label_column,
-        on_bad_file=config.on_bad_file,
-    )
+    records = read_labelled(config.data, config, positive_class=config.positive_class, on_bad_file=config.on_bad_file)
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
     return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))
 

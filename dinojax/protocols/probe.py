@@ -1,5 +1,6 @@
 """A k-NN probe: how well a backbone's class token tells the classes of other patients' images, without training."""
 
+import dataclasses
 import re
 from functools import partial
 from typing import Literal
@@ -10,9 +11,10 @@ from sklearn.metrics import balanced_accuracy_score
 
 from dinojax import tree
 from dinojax.augment import geometry
+from dinojax.config.labelled import LabelledConfig
 from dinojax.config.pretrain import ProbeConfig
 from dinojax.data.memory import decode_all
-from dinojax.data.reading import read_records
+from dinojax.data.reading import read_labelled
 from dinojax.data.records import Records
 from dinojax.errors import RunError, UsageError
 from dinojax.models import Backbone
@@ -97,12 +99,16 @@ class Probe:
         """What to compare the probe's accuracy with, in 0..1.
 
         Returns:
-          `probe_pixels`, that of the images' 32×32 grey pixels in the place of features, and `probe_majority`, the
-          share of the largest class.
+          `probe_pixels`, that of the images' 32×32 grey pixels in the place of features, `probe_majority`, the share
+          of the largest class, and `probe_images`, their number.
         """
         right = self._predict(self._pixels) == self.labels
         majority = np.bincount(self.labels).max() / len(self.labels)
-        return {"probe_pixels": float(right.mean()), "probe_majority": float(majority)}
+        return {
+            "probe_pixels": float(right.mean()),
+            "probe_majority": float(majority),
+            "probe_images": float(len(right)),
+        }
 
     def features(self, params: tree.Params) -> np.ndarray:
         """Class tokens of all images, float32 [N, D]; compiled at the first call only."""
@@ -124,19 +130,11 @@ class Probe:
 def _read(config: ProbeConfig, on_bad_file: Literal["stop", "skip"]) -> Records:
     assert config.data is not None, "without data there is no probe"
     try:
-        records = read_records(
-            config.data,
-            labelled=True,
-            positive_needed=False,
-            data_root=config.data_root,
-            path_column=config.path_column,
-            label_column=config.label_column,
-            group_regex=config.group_regex,
-            on_bad_file=on_bad_file,
-        )
+        records = read_labelled(config.data, config, positive_needed=False, on_bad_file=on_bad_file)
     except RunError as error:
         # Named as the run's configuration names them.
-        message = re.sub(r"--(data|data_root|group_regex|path_column|label_column)\b", r"probe.\1", str(error))
+        keys = "|".join(("data", *(field.name for field in dataclasses.fields(LabelledConfig))))
+        message = re.sub(rf"--({keys})\b", r"probe.\1", str(error))
         raise UsageError(message if message.startswith("probe.") else f"probe.data: {message}") from error
     if records.multilabel:
         raise UsageError(f"probe.data {config.data}: has several labels an image; the probe needs a column label")

@@ -17,6 +17,7 @@ from dinojax.models.description import describe_model, model_name
 from dinojax.models.heads import Classifier
 from dinojax.models.store import classifier_origin
 from dinojax.protocols.assembly import Cases
+from dinojax.wording import counted
 
 
 def finetuning_recipe(
@@ -76,7 +77,8 @@ def finetuning_facts(
     backbone = classifier.backbone
     memory = len(cases.records) * backbone.preprocessing.size**2 * cases.headers.channels
     folds = len(cases.folds)
-    units = f"{folds * settings} trainings: {folds} folds × {settings} settings, {config.epochs} epochs each"
+    units = f"{counted(folds * settings, 'training')}: {counted(folds, 'fold')} × {counted(settings, 'setting')}"
+    units += f", {counted(config.epochs, 'epoch')} each"
     return (
         _case_facts(config, cases, backbone) | {"trained": trained, "work": units},
         _work_facts(settings * images * _forward_flops(backbone), memory),

@@ -193,6 +193,7 @@ class Study:
             **self._identity,
             "classes": list(classes),
             "recipe": dict(self.recipe),
+            "data": dict(self.facts),
             **assemble(table, classes, settings, facts, self.selection, self.criterion),
         }
         draw_run(make_result(self.out, results, table), self.out / "figures")

@@ -14,14 +14,15 @@ from dinojax.reporting.statistics import mean_and_sd_text
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
 _KEY = ("task", "starting point", "protocol", "seed")
 _FOLDS_A_TABLE, _RUNS_A_TABLE = 8, 5  # as a page of 1,000 px has room for
-_SPREAD = ("mean_auc", "sd_auc", "pooled_auc")
+_SPREAD = ("mean_auc", "sd_auc", "pooled_auc", "pooled_accuracy")
+_SHOWN_FACTS = ("read as", "images", "patients", "folds", "not read", "duplicates")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
     "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "
     "Mean ± SD is over folds; where one fold alone has an AUC, it stands without an SD. The SD over folds is not a "
     "confidence interval: it describes how the folds differ, and their training sets overlap. Pooled is the AUC of all "
-    "folds' test cases together, each scored by a model that did not train on it. A baseline is what the raw pixels "
-    "reach on the same folds."
+    "folds' test cases together, each scored by a model that did not train on it; accuracy is the share of them whose "
+    "class has the highest score. A baseline is what the raw pixels reach on the same folds."
 )
 SELECTION = (
     "Folds, mean ± SD and pooled AUC follow the selection that the run was asked for. Beside them stands the mean AUC "
@@ -46,7 +47,7 @@ def rows_of(runs: Sequence[Result]) -> list[dict[str, Any]]:
       Keys `task`, `starting_point`, `protocol`, `seed` (None for a baseline), `kind` ('run' or 'baseline'),
       `original_name` (of the starting point in its run), `positive` (a class, None where there are several questions),
       `averaging` (how their AUCs become one, else None), `cases`, `folds` [{fold, auc}], `mean_auc`, `sd_auc`,
-      `pooled_auc`, `selection`, `nested_mean_auc`, `published_mean_auc`, and `recipe`.
+      `pooled_auc`, `pooled_accuracy`, `selection`, `nested_mean_auc`, `published_mean_auc`, and `recipe`.
     """
     return [_row(run) for of_task in by_task(runs).values() for run in of_task]
 
@@ -103,9 +104,9 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         nested, published = row["nested_mean_auc"], row["published_mean_auc"]
         excess = "none" if nested is None or published is None else f"{published - nested:+.3f}"
         task, name, *others = _named(row)
-        aucs = [mean_and_sd_text(row), number(row["pooled_auc"]), number(nested), number(published), excess]
-        cells.append([task, name, *aucs, row["selection"], *others])
-    header = ["mean ± SD", "pooled", "nested", "published", "published − nested", "selection"]
+        found = [number(value) for value in (row["pooled_auc"], row["pooled_accuracy"], nested, published)]
+        cells.append([task, name, mean_and_sd_text(row), *found, excess, row["selection"], *others])
+    header = ["mean ± SD", "pooled", "accuracy", "nested", "published", "published − nested", "selection"]
     return Table([*_KEY[:2], *header, *_KEY[2:]], cells)
 
 
@@ -158,7 +159,7 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     blocks: list[Block] = [Heading(2, task), f"{counts}."]
     if len(asked) > 1:
         blocks += _questions_tables(shown)
-    blocks += [*_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
+    blocks += [*_data(runs[0]), *_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
     facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
     rows = [
@@ -172,6 +173,13 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     ]
     note = "The selected settings. Thresholds are those with the largest Youden's J on the validation part."
     return [*blocks, Table(header, rows), note]
+
+
+def _data(run: Result) -> list[Block]:
+    """How the data of a task was read, as its first run says."""
+    found = [(name, run.facts["data"].get(name)) for name in _SHOWN_FACTS]
+    rows = [[name, text if isinstance(text, str) else "; ".join(text)] for name, text in found if text]
+    return [Table(["data", f"as {run.directory.name} read it"], rows)] if rows else []
 
 
 def _questions_tables(runs: Sequence[Result]) -> list[Table]:

@@ -34,7 +34,8 @@ def plot_losses(history: pd.DataFrame, kept: Mapping[int, int], title: str, path
         sheet = Sheet(title, 1, 1, (4.7, 3.1))
         (axis,) = sheet.axes
         for (fold, epoch), rows, colour in zip(kept.items(), folds, _colours(len(kept)), strict=True):
-            axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--")
+            mark = "." if len(rows) < 2 else None  # a single epoch would show nothing without a marker
+            axis.plot(rows["epoch"], rows["train_loss"], color=colour, linewidth=1, linestyle="--", marker=mark)
             axis.plot(rows["epoch"], rows["val_loss"], color=colour, label=f"fold {fold}")
             at = rows[rows["epoch"] == epoch]
             axis.plot(at["epoch"], at["val_loss"], "o", color=colour, markersize=6)

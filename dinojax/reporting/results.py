@@ -86,8 +86,9 @@ def _recomputed(directory: Path, facts: Mapping[str, Any]) -> Result:
         for setting in facts["settings"]
         for entry in setting["folds"]
     }
-    if not isinstance(facts["recipe"], Mapping):
-        raise TypeError("recipe")
+    for name in ("recipe", "data"):
+        if not isinstance(facts[name], Mapping):
+            raise TypeError(name)
     criterion = facts["selections"]["nested"]["criterion"]
     computed = assemble(table, facts["classes"], settings, kept, facts["selection"]["protocol"], criterion)
     for where, before, now in _differences(facts, computed):

@@ -58,6 +58,17 @@ def lock(directory: Path) -> Iterator[None]:
         yield
 
 
+def check_free(directory: Path) -> None:
+    """Refuses a directory that another run holds; for before long work that writes nothing yet, such as compiling.
+
+    Raises:
+      UsageError: another process holds it.
+    """
+    if (directory / ".lock").exists():
+        with lock(directory):
+            pass
+
+
 def check_config(
     config: object, directory: Path, accept_changes: Sequence[str] = (), changeable: Collection[str] | None = None
 ) -> None:

@@ -21,7 +21,7 @@ from dinojax.errors import UsageError
 from dinojax.look import sheets
 from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.runs.checkpoint import Checkpoints
-from dinojax.runs.directory import check_config, lock, pin_data, write_config
+from dinojax.runs.directory import check_config, check_free, lock, pin_data, write_config
 from dinojax.runs.files import read_json, write_json
 from dinojax.runs.metrics import MetricsLog, read_metrics
 from dinojax.runs.trackers import check_trackers, open_trackers
@@ -40,6 +40,8 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     out, accepted = Path(config.out), parser.names(config.accept_changes)
     check_config(config, out, accepted)
     check_trackers(config.log_to)
+    if lead:
+        check_free(out)
     run = assembly.assemble(config, resuming=any((out / "checkpoints").glob("[0-9]*")))
     run = assembly.compile_step(run, config)
     if config.check:

@@ -7,7 +7,7 @@ from dinojax.config.splits import SplitsConfig
 from dinojax.data.decode import check_headers
 from dinojax.data.facts import data_facts, render
 from dinojax.data.fold_files import fold_tables, write_fold_files
-from dinojax.data.reading import read_records
+from dinojax.data.reading import read_labelled
 from dinojax.data.splits import cases_table, describe_folds, make_folds
 from dinojax.errors import UsageError
 
@@ -17,13 +17,8 @@ def main(config: SplitsConfig) -> Path:
     out = Path(config.out)
     if fold_tables(out):
         raise UsageError(f"{out / 'dataframe'} holds tables already; remove them, or name another --out")
-    records = read_records(
-        config.data,
-        labelled=True,
-        data_root=config.data_root,
-        group_regex=config.group_regex,
-        uncertain=config.uncertain,
-    ).undivided()
+    # Folds have no positive class; each run names its own.
+    records = read_labelled(config.data, config, positive_needed=False).undivided()
     records, headers = check_headers(records)
     folds = make_folds(records, config.folds, config.fold_seed)
     how = describe_folds(records, config.folds, config.fold_seed)
@@ -34,5 +29,5 @@ def main(config: SplitsConfig) -> Path:
     table["path"] = [Path(os.path.relpath(records.root / path, out)).as_posix() for path in table["path"]]
     empty = [name for name in ("frame", "patient_id") if set(table[name]) == {""}]
     write_fold_files(out, records.task, table.drop(columns=empty), folds)
-    print(f"done: {3 * len(folds)} files in {out / 'dataframe'}; give every run --data {out}")
+    print(f"done: {3 * len(folds)} tables in {out / 'dataframe'}; give every run --data {out}")
     return out

@@ -13,7 +13,7 @@ from dinojax.config.pretrain import HeadConfig, PretrainConfig
 from dinojax.errors import UsageError
 
 PRETRAIN = PretrainConfig("d", "o", ibot_head=HeadConfig())
-FINETUNE = FinetuneConfig("d", "o")
+FINETUNE = FinetuneConfig(data="d", out="o")
 NO_NUMBER = (math.inf, math.nan)
 
 # What is refused, and what each of the keys must be.
@@ -100,7 +100,9 @@ def test_no_number_lacks_bounds_by_oversight() -> None:
         named = {field for field, value in flatten(config).items() if not isinstance(value, words)}
         texts = {"init", "data_root", "group_regex", "task", "starting_point", "positive_class", "model.mlp"}
         texts |= {"log_to", "uncertain", "path_column", "label_column", "distributed.coordinator"}
-        texts |= {f"probe.{name}" for name in ("data", "data_root", "group_regex", "path_column", "label_column")}
+        texts |= {
+            f"probe.{name}" for name in ("data", "data_root", "group_regex", "path_column", "label_column", "uncertain")
+        }
         assert named - texts - UNBOUNDED == {key for whose, key in EXPECTED if whose is config}
 
 

@@ -356,6 +356,10 @@ CLASS_FOLDERS = {
     "patients below classes": Case(
         classes("a/P1", "a/P2", "b/P3"), Read("class folders", AB, 6, hint="--group_regex '^[^/]+/([^/]+)/'")
     ),
+    "patients in the beginnings of names": Case(
+        images(*(f"{name}/person{number // 2}_{name}_{number}.png" for name in AB for number in range(4))),
+        Read("class folders", AB, 8, hint="such as person0 of 4 files"),
+    ),
     "patients below classes, said": Case(
         classes("a/P1", "a/P2", "b/P3"),
         Read("class folders", AB, 6, ("P1", "P2", "P3"), "--group_regex"),

@@ -77,7 +77,8 @@ def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     assert found["probe"] == right.mean()
     assert found["probe_balanced"] == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
     pixels = loop(np.stack([grey_pixels(image) for image in decoded]), labels, groups, 5).argmax(1) == labels
-    assert probe.baselines() == {"probe_pixels": pixels.mean(), "probe_majority": pytest.approx(6 / 18)}
+    expected = {"probe_pixels": pixels.mean(), "probe_majority": pytest.approx(6 / 18), "probe_images": 18}
+    assert probe.baselines() == expected
     assert probe.summary.endswith("18 of 18 images of a data set without parts; 6 a, 6 b, 6 c; 9 patients")
 
 

@@ -37,7 +37,7 @@ def test_the_model_of_init_is_recorded(tmp_path: Path) -> None:
     tiny = create_model("vitt14_reg4", nnx.Rngs(0), width=32, depth=1, heads=2, image_size=28, channels=1)
     save_model(tmp_path / "vit", tiny)
     save_model(tmp_path / "cnn", create_model("resnet50", nnx.Rngs(0), blocks=(1,), filters=(4,), stem=4))
-    given = KNNConfig("d", "o", init=str(tmp_path / "vit"), model=ModelConfig(depth=9))
+    given = KNNConfig(data="d", out="o", init=str(tmp_path / "vit"), model=ModelConfig(depth=9))
     form = ModelConfig("vitt14_reg4", 32, 1, 2, 28, 1, "gelu", None)
     assert with_model_of_init(given) == dataclasses.replace(given, model=form)
     assert with_model_of_init(with_model_of_init(given)) == with_model_of_init(given)

@@ -103,7 +103,7 @@ def test_the_best_epoch_is_kept_with_its_own_running_statistics() -> None:
 @pytest.mark.parametrize("frozen_batchnorm", ["inference", "train"])
 def test_batchnorm_of_a_frozen_backbone(frozen_batchnorm: Literal["inference", "train"]) -> None:
     """As Keras, running statistics are used and stay; as PyTorch scripts, the batch's, and the running ones move."""
-    config = FinetuneConfig("data", "out", mode="frozen", frozen_batchnorm=frozen_batchnorm, batch_sizes=(4,))
+    config = FinetuneConfig(data="data", out="out", mode="frozen", frozen_batchnorm=frozen_batchnorm, batch_sizes=(4,))
     backbone = tiny()
     backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=32)
     model, rates = assembly.make_classifier(config, backbone, BINARY)
@@ -158,7 +158,7 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
 
 def test_a_resnet_by_name_and_images_too_small_for_it(tmp_path: Path) -> None:
     model = ModelConfig("resnet50", layer_scale=None)
-    config = partial(FinetuneConfig, str(tmp_path), str(tmp_path / "run"), model=model)
+    config = partial(FinetuneConfig, data=str(tmp_path), out=str(tmp_path / "run"), model=model)
     made = nnx.eval_shape(lambda: assembly.make_backbone(config(image_size=100)))
     assert (made.name, made.width, made.preprocessing.size) == ("resnet50", 2048, 100)
     with pytest.raises(UsageError, match="image_size 28: height and width must be 32 or more, got 28×28"):

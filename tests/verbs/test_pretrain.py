@@ -305,9 +305,12 @@ def test_a_changed_configuration_is_refused_by_name(images: Path, finished: Path
         run_verb(["pretrain", *given])
 
 
-def test_a_second_run_in_the_same_directory_is_refused(images: Path, tmp_path: Path) -> None:
+def test_a_second_run_in_the_same_directory_is_refused_before_it_compiles(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with lock(tmp_path), pytest.raises(UsageError, match=f"in use by process {os.getpid()}"):
         run_verb(["pretrain", *command(images, tmp_path)])
+    assert "compiling" not in capsys.readouterr().out
 
 
 def test_a_file_that_proves_unreadable_stops_the_run_or_is_listed(images: Path, tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ def test_the_table_is_what_the_predictions_give(runs: list[Path], out: Path) -> 
         assert (line["nested_mean_auc"], line["published_mean_auc"]) == pytest.approx((nested, published))
         name = results["task"].replace("|", "\\|")
         text = f"| {name} | {results['starting_point']} | {np.mean(aucs):.3f} ± {np.std(aucs, ddof=1):.3f} | "
-        text += f"{pooled:.3f} | {nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
+        classes = results["classes"]
+        right = np.mean([max(classes, key=lambda name: row[f"score_{name}"]) == row["label"] for row in rows])
+        text += f"{pooled:.3f} | {right:.3f} | {nested:.3f} | {published:.3f} | {published - nested:+.3f} |"
         assert text in (out / "report.md").read_text()
     assert table.loc[("breast", "pixels", "pixels"), "kind"] == "baseline"
     assert table["recipe.epochs"].tolist()[:2] == [2, 2]
@@ -122,6 +124,13 @@ def test_the_positive_class_is_named(out: Path) -> None:
     assert rows["brain|T2"]["averaging"].startswith("unweighted (macro) mean of the 3 classes' AUCs")
     table = pd.read_csv(out / "table.csv").set_index("task")
     assert set(table.loc["breast", "positive"]) == {"malignant"}
+
+
+def test_the_report_says_how_the_data_was_read(runs: list[Path], out: Path) -> None:
+    text = (out / "report.md").read_text()
+    assert "| data | as one read it |" in text
+    assert "| patients | 24, from column patient_id |" in text
+    assert "| duplicates | 1 file equals another one byte for byte; fold 1: 1 across its parts, a leak |" in text
 
 
 def test_the_mean_stands_where_a_narrow_page_shows_it(out: Path) -> None:
@@ -343,7 +352,9 @@ def test_a_baseline_of_other_cases_is_refused(data: Path, tmp_path: Path) -> Non
     refuse([run], tmp_path, RunError, "do not test the same cases in the same folds")
 
 
-@pytest.mark.parametrize(("key", "message"), [("recipe", "'recipe'"), ("selections", "'selections'")])
+@pytest.mark.parametrize(
+    ("key", "message"), [("recipe", "'recipe'"), ("data", "'data'"), ("selections", "'selections'")]
+)
 def test_results_of_another_version_are_refused(data: Path, tmp_path: Path, key: str, message: str) -> None:
     run = finished_run(tmp_path / "run", data)
     results = json.loads((run / "results.json").read_text())

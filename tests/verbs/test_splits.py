@@ -62,3 +62,18 @@ def test_folds_of_other_patients_than_the_data_s_own_are_made(tmp_path: Path) ->
     assert len(read_records(str(out), labelled=True).folds) == 3
     with pytest.raises(RunError, match=r"patients are in both train and test, such as .*splits makes"):
         make_folds(read_records(str(data), labelled=True, group_regex=given[2]), 3, 0)
+
+
+def test_folds_need_no_positive_class_and_take_the_names_of_columns(tmp_path: Path) -> None:
+    data, rng = tmp_path / "xray", np.random.default_rng(0)
+    data.mkdir()
+    rows = ["where,finding"]
+    for number in range(12):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(data / f"{number}.png")
+        rows.append(f"{number}.png,{'abnormal' if number % 2 else 'normal'}")
+    (data / "list.csv").write_text("\n".join(rows))
+    given = ["--path_column", "where", "--label_column", "finding", "--folds", "3", "--out", str(tmp_path / "folds")]
+    out = run_verb(["splits", str(data / "list.csv"), *given])
+    with pytest.raises(UsageError, match="--positive_class"):
+        read_records(str(out), labelled=True)
+    assert read_records(str(out), labelled=True, positive_class="abnormal").classes == ("normal", "abnormal")

@@ -1,0 +1,20 @@
+"""How a labelled data set is to be read: the keys of every verb that reads one."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledConfig:
+    """What tells images, labels and patients where the names of files and columns do not."""
+
+    data_root: str | None = None
+    """What a manifest's paths are relative to, if not its own folder."""
+    path_column: str | None = None
+    """The manifest's column of image files, if its name does not tell."""
+    label_column: str | None = None
+    """The manifest's column of labels, if its name does not tell."""
+    group_regex: str | None = None
+    """Takes the patient from the path: the first group of this expression."""
+    uncertain: Literal["ignore", "zero", "one"] | None = None
+    """What -1 means in the columns `label_<class>` of a manifest: unknown, 0 or 1; null refuses it."""
