@@ -114,7 +114,8 @@ class Monitor:
             self._note_score(0, values[self._score])
         if self._log:
             self._log.write(0, values, {"memory_gib": _memory()})
-        listed = ", ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in values.items())
+        shares = {name: f"{value:.3f}" if value <= 1 else f"{value:g}" for name, value in values.items()}
+        listed = ", ".join(f"{name} {value}" for name, value in shares.items())
         print(f"before the first step: {listed}", flush=True)
         self._began = time.perf_counter()
 

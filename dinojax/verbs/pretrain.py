@@ -48,7 +48,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         return
     mesh, source, steps = run.mesh, run.source, run.timeline.steps
     paths = source.records.paths.tolist()
-
     curves = Curves(out, config)
 
     def save(params: tree.Params, step: int, name: str = "model_best") -> None:

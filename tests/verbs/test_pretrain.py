@@ -166,7 +166,7 @@ def test_a_step_that_needs_more_memory_than_there_is_is_refused_before_it(
 
 def test_the_probe_is_in_the_metrics_where_it_is_due(finished: Path) -> None:
     lines = metrics(finished)
-    assert lines[0].keys() == {"step", "probe", "probe_balanced", "probe_pixels", "probe_majority"}
+    assert lines[0].keys() == {"step", "probe", "probe_balanced", "probe_pixels", "probe_majority", "probe_images"}
     assert lines[0]["probe_majority"] == 0.5
     assert [line["step"] for line in lines if "probe" in line] == [0, 2, 4, 6]
     assert all(0 <= line["probe"] <= 1 and "probe_pixels" not in line for line in lines[2::2])
