@@ -30,7 +30,7 @@ from dinojax.augment.multicrop import augment_views, multicrop
 from dinojax.config import parser as configuration
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.decode import check_headers
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_records
 from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
@@ -53,7 +53,7 @@ def main() -> None:
     config = configuration.parse(PretrainConfig, given, "pretrain")
     print(f"{machine(('torch', 'jax', 'pillow'))}\n")
     with tempfile.TemporaryDirectory() as folder:
-        records, headers = check_headers(read_records(arguments.data, labelled=False))
+        records, headers = open_images(read_records(arguments.data, labelled=False))
         print(headers.summary())
         sets = {"RGB": records}
         if headers.channels == 1:
@@ -85,7 +85,7 @@ def coloured(records: Records, folder: Path) -> Records:
 
 def dinojax_batches(records: Records, config: PretrainConfig, batch: int) -> Iterator[tuple[jax.Array, jax.Array]]:
     """As `pretrain` makes them, in one thread and without the cache of decoded images."""
-    _, headers = check_headers(records)
+    _, headers = open_images(records)
     batches = pipeline.training_batches(
         ImageSource(records, channels=headers.channels),
         partial(transform, config=config),

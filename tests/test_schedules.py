@@ -50,7 +50,7 @@ def test_golden_head_groups() -> None:
 
 def lay_out(**given: Any) -> Timeline:
     """Of 10,240 images in batches of 256, 100 epochs by default."""
-    return make_timeline(PretrainConfig("d", "o", **{"steps_per_epoch": None, **given}), 10_240)
+    return make_timeline(PretrainConfig(data="d", out="o", **{"steps_per_epoch": None, **given}), 10_240)
 
 
 def test_an_epoch_is_a_pass_or_as_long_as_configured() -> None:

@@ -72,6 +72,15 @@ def square(image: np.ndarray, size: int, resample: Image.Resampling = BILINEAR) 
     return to_array(to_pil(image).resize((size, size), resample))
 
 
+def stretch(image: np.ndarray, ratio: float) -> np.ndarray:
+    """Makes pixels square that are `ratio` times as high as wide, by more rows or columns (bicubic)."""
+    height, width = image.shape[:2]
+    height, width = (round(height * ratio), width) if ratio >= 1 else (height, round(width / ratio))
+    if (height, width) == image.shape[:2]:
+        return image
+    return to_array(to_pil(image).resize((width, height), BICUBIC))
+
+
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     """Rotates counter-clockwise about the centre, nearest neighbour, zeros outside: torchvision's default."""
     return to_array(to_pil(image).rotate(degrees, Image.Resampling.NEAREST))

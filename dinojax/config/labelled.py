@@ -3,15 +3,13 @@
 import dataclasses
 from typing import Literal
 
+from dinojax.config.images import ImagesConfig
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LabelledConfig:
+class LabelledConfig(ImagesConfig):
     """What tells images, labels and patients where the names of files and columns do not."""
 
-    data_root: str | None = None
-    """What a manifest's paths are relative to, if not its own folder."""
-    path_column: str | None = None
-    """The manifest's column of image files, if its name does not tell."""
     label_column: str | None = None
     """The manifest's column of labels, if its name does not tell."""
     group_regex: str | None = None

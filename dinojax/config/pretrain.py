@@ -17,6 +17,7 @@ from dinojax.config.bounds import (
     ShareRange,
     check,
 )
+from dinojax.config.images import ImagesConfig
 from dinojax.config.labelled import LabelledConfig
 from dinojax.config.model import ModelConfig
 from dinojax.errors import UsageError
@@ -36,6 +37,18 @@ class CropsConfig:
     vertical_flip: Share = 0.0
     rotate90: Share = 0.0
     """Probability of a turn by 90, 180 or 270 degrees, each as likely; for images without an up and down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowJitterConfig:
+    """Changes by chance which stored values become black and white, once for all views of an image; the values
+    between them keep all their bits, as 8-bit brightness and contrast could not."""
+
+    probability: Share = 0.0
+    centre: Share = 0.1
+    """Either way, as a share of the window's width."""
+    width: NonNegative = 0.2
+    """The width is multiplied by up to 1 + this, or divided by it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +146,7 @@ class OptimConfig:
     """While frozen, the prototypes' learning rate is 0; their moments still advance, as published."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig(LabelledConfig):
     """A k-NN probe of the teacher's class token on labelled images, before the first step and regularly after.
 
@@ -179,8 +192,8 @@ class DistributedConfig:
     """Number of this process, from 0."""
 
 
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig(ImagesConfig):
     """Self-supervised pre-training with DINOv2's objective. The same command resumes a run."""
 
     data: str
@@ -198,10 +211,6 @@ class PretrainConfig:
     """`keep` trains the positional embeddings at the size they have, interpolated in every step; `resample` takes them
     once to the grid of the global crops, by the model's own rule; `resample_plain` by size, cubic with a = -0.75,
     without offset or antialiasing."""
-    data_root: str | None = None
-    """What a manifest's paths are relative to, if not its own folder."""
-    path_column: str | None = None
-    """The manifest's column of image files, if its name does not tell."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is skipped and listed in `skipped_files.csv`."""
     seed: Seed = 0
@@ -249,6 +258,7 @@ class PretrainConfig:
     one: compute falls with the rate."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     crops: CropsConfig = dataclasses.field(default_factory=CropsConfig)
+    window_jitter: WindowJitterConfig = dataclasses.field(default_factory=WindowJitterConfig)
     photometry: PhotometryConfig = dataclasses.field(default_factory=PhotometryConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)

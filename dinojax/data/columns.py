@@ -12,7 +12,7 @@ from dinojax.data.table_text import Text, headers
 from dinojax.errors import RunError, UsageError
 
 Uncertain = Literal["ignore", "zero", "one"]
-GROUP_COLUMNS = ("patient_id", "study_id")
+GROUP_COLUMNS = ("patient_id", "study_id", "volume_id")
 MULTILABEL = "label_"
 KNOWN: dict[str, tuple[str, ...]] = {
     "path": (
@@ -23,7 +23,9 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "frame": ("frame",),
     "patient_id": ("patient_id", "patient", "pid", "subject_id", "subject"),
     "study_id": ("study_id", "study"),
+    "volume_id": ("volume_id", "volume", "series_id", "series"),
     "split": ("split",),
+    "pseudonym": ("pseudonym",),
 }
 """`Image Path`, `imagepath` and `IMAGE-PATH` are `image_path`, too."""
 _ADVICE: dict[str, str] = {
@@ -40,12 +42,14 @@ class Wanted:
       labelled: whether labels are needed.
       uncertain: what -1 in a column `label_<class>` means: unknown, 0 or 1.
       path_column, label_column: names of the columns, where `KNOWN` names do not tell them.
+      salt_file: beside which the key of pseudonyms lies.
     """
 
     labelled: bool
     uncertain: Uncertain | None = None
     path_column: str | None = None
     label_column: str | None = None
+    salt_file: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +105,7 @@ def find_columns(file: Path, wanted: Wanted) -> Columns:
     places = _by_role(header, flags)
     places["path"] = _named(file, header, "path", wanted.path_column) or places["path"]
     places["label"] = _named(file, header, "label", wanted.label_column) or places["label"]
+    places["path"] = places["pseudonym"] or places["path"]
     if not wanted.labelled or flags:
         places["label"] = []
     needed = ("path", "label") if wanted.labelled and not flags else ("path",)
@@ -137,7 +142,7 @@ def _cut(file: Path, wanted: Wanted) -> tuple[Text, list[str]]:
     named = {key_of(name) for name in (wanted.path_column, wanted.label_column) if name}
     for text, header in cuts:
         keys = {key_of(name) for name in header}
-        if not named.isdisjoint(keys) or any(_ROLES.get(key) == "path" for key in keys):
+        if not named.isdisjoint(keys) or any(_ROLES.get(key) in ("path", "pseudonym") for key in keys):
             return text, header
     return max(cuts[:-1], key=lambda cut: len(cut[1]))  # spaces stand in any text
 

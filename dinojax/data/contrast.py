@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dinojax.data.decode import BadFile, decode
+from dinojax.data.decode import decode
+from dinojax.data.formats import BadFile
 from dinojax.data.records import Records
 from dinojax.errors import RunError
 
@@ -22,7 +23,7 @@ def check_contrast(records: Records) -> None:
 
     def read(place: int) -> np.ndarray | None:
         try:
-            return decode(records.file(place), int(records.frames[place]))
+            return decode(records, place)
         except BadFile:
             return None
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dinojax.data.decode import Headers
 from dinojax.data.duplicates import LIMIT, find_duplicates
+from dinojax.data.headers import Headers
 from dinojax.data.records import SPLITS, Fold, Records
 from dinojax.wording import counted
 
@@ -25,6 +25,8 @@ def data_facts(records: Records, headers: Headers, folds: Sequence[Fold] = (), h
       how: in words, how the folds came about.
     """
     facts: Facts = {"read as": f"{records.reader}, {records.root}", "images": f"{len(records)}; {headers.summary()}"}
+    if headers.intensity:
+        facts["intensity"] = [*headers.intensity, *(f"warning: {text}" for text in headers.warnings)]
     if records.labels is not None:
         facts["classes"] = describe_classes(records)
         facts["patients"] = _patients(records)
@@ -61,7 +63,8 @@ def render(facts: Mapping[str, str | Sequence[str]]) -> str:
 def _patients(records: Records) -> str:
     if records.patients is None:
         hints = "".join(f"; {hint}" for hint in records.hints)
-        return f"unknown: every image counts as its own (--group_regex takes them from the paths){hints}"
+        each = "volume" if "volume_id" in records.groups else "image"
+        return f"unknown: every {each} counts as its own (--group_regex takes them from the paths){hints}"
     return f"{len(np.unique(records.patients))}, from {records.patient_source}"
 
 

@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 
 TEXT = np.dtypes.StringDType()
-FORMATS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+FORMATS = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".jp2", ".j2k", ".mpo"),
+    *(".dcm", ".dicom", ".nii", ".nii.gz"),
+)
+"""How the names of images end; files without an ending may be DICOM, too."""
 _LISTING_PAYS = 32
 """With fewer files than this to look up in a folder, they are looked up singly: the folder may hold many more."""
 _MISSING = -1
@@ -19,7 +23,16 @@ _MISSING = -1
 
 def suffix_of(name: str) -> str:
     """In lower case, with the dot; '' without one."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each file is slow)
+    lower = name.lower()
+    if lower.endswith(".nii.gz"):
+        return ".nii.gz"
+    return os.path.splitext(lower)[1]  # noqa: PTH122 (a Path for each file is slow)
+
+
+def may_be_image(name: str) -> bool:
+    """Whether a file may be an image by its name: DICOM files often end in nothing, or in a part of a number."""
+    suffix = suffix_of(name)
+    return suffix in FORMATS or not suffix[1:].strip("0123456789")
 
 
 def inode_of(entry: os.DirEntry[str]) -> int:

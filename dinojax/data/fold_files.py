@@ -191,6 +191,7 @@ def _concatenate(tables: list[Records]) -> Records:
         paths=np.concatenate([table.paths for table in tables]),
         frames=np.concatenate([table.frames for table in tables]),
         rows=np.concatenate([table.rows for table in tables]),
+        files=_joined([table.files for table in tables]),
         labels=np.concatenate([table.labels for table in tables if table.labels is not None]),
         groups={name: group(name) for name in GROUP_COLUMNS if any(name in table.groups for table in tables)},
         splits=None,
@@ -198,6 +199,12 @@ def _concatenate(tables: list[Records]) -> Records:
         unread_columns=tuple(dict.fromkeys(name for table in tables for name in table.unread_columns)),
         patient_source=next((table.patient_source for table in tables if table.patient_source), ""),
     )
+
+
+def _joined(columns: list[np.ndarray | None]) -> np.ndarray | None:
+    """One column of several tables'; None if a table lacks it."""
+    known = [column for column in columns if column is not None]
+    return np.concatenate(known) if len(known) == len(columns) else None
 
 
 def write_fold_files(directory: Path, task: str, table: pd.DataFrame, folds: Sequence[Fold]) -> None:

@@ -1,18 +1,29 @@
 """What the readers of all kinds of files have in common: headers, stored values, and files that cannot be read."""
 
 import dataclasses
+import re
 from typing import Literal
 
 import numpy as np
 
 from dinojax.errors import RunError
 
+KINDS = ("raster", "dicom", "nifti", "member")
+"""By which reader: pictures, DICOM, NIfTI, and the images of an `.npz` file or of a TFDS data set."""
 Axis = Literal["axial", "coronal", "sagittal"]
 """Of a volume's slices, in canonical orientation: the third, second or first axis of (right, anterior, superior)."""
 
 
 class BadFile(RunError):
     """An image that cannot be read; the message names it, its row in the manifest, and why."""
+
+
+_LONG = 6
+"""Letters and digits of a name that is looked for without the signs between them."""
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Header:
       volume: (x, y, z, t) voxels in canonical orientation, of a NIfTI file.
       modality: DICOM's, such as 'CT'; else ''.
       spacing: millimetres between the centres of two rows and of two columns; None if unknown.
+      thickness: millimetres between the centres of two axial slices, of a NIfTI file; None if unknown.
       windows: number of VOI windows and tables that the file brings along.
       patient, study, series: DICOM's ids as they stand in the file; '' where there are none. For grouping alone: they
         must not be printed or written, see `data.privacy`.
@@ -45,11 +57,19 @@ class Header:
     volume: tuple[int, int, int, int] | None = None
     modality: str = ""
     spacing: tuple[float, float] | None = None
+    thickness: float | None = None
     windows: int = 0
     patient: str = dataclasses.field(default="", repr=False)
     study: str = dataclasses.field(default="", repr=False)
     series: str = dataclasses.field(default="", repr=False)
     names: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    def tells(self, path: str) -> bool:
+        """Whether a path contains one of `names`, also written with other signs between its parts."""
+        written, bare = path.casefold(), _bare(path)
+        return any(
+            name.casefold() in written or (len(_bare(name)) >= _LONG and _bare(name) in bare) for name in self.names
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dinojax.data.files import FORMATS, TEXT, inode_of, suffix_of
+from dinojax.data.dicom import is_dicom
+from dinojax.data.files import FORMATS, TEXT, inode_of, may_be_image, suffix_of
 from dinojax.errors import RunError
 from dinojax.runs.files import reason
 
@@ -19,10 +20,10 @@ SYSTEM_FOLDERS = {
     *("system volume information", "lost+found"),
 }
 """Of Synology, macOS, Python, Windows and Linux; as those with a dot in front, they hold nobody's images."""
-IMAGE_FOLDERS = {"image", "images", "img", "imgs", "picture", "pictures"}
+IMAGE_FOLDERS = {"image", "images", "img", "imgs", "picture", "pictures", "imagestr", "imagests"}
 MASK_FOLDERS = {
     *("mask", "masks", "segmentation", "segmentations", "annotation", "annotations", "label", "labels"),
-    *("gt", "groundtruth", "ground_truth", "ground truth"),
+    *("labelstr", "labelsts", "gt", "groundtruth", "ground_truth", "ground truth"),
 }
 _MASK_WORDS = ("mask", "seg", "gt", "annotation")
 _MASK = re.compile(r"(.+?)[ _-](?:masks?|seg|segmentation|gt|annotation)(?:[ _-]?\d+)?", re.IGNORECASE)
@@ -166,7 +167,7 @@ def _scan(folder: Path, below: str, found: Listing) -> tuple[list[str], dict[str
                     (found.system if hidden else folders).append(shown(prefix + name) if hidden else name)
                 elif name.startswith("."):
                     found.hidden.append(shown(prefix + name))
-                elif (suffix := suffix_of(name)) in FORMATS:
+                elif (suffix := suffix_of(name)) in FORMATS or (may_be_image(name) and is_dicom(Path(entry.path))):
                     images[name] = inode_of(entry)
                 else:
                     others[suffix] += 1

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dinojax.data.decode import BadFile, check_headers
+from dinojax.data.formats import BadFile
 from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
 
@@ -28,24 +28,23 @@ def decode_all(
     records: Records,
     views: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     *,
-    channels: int,
+    channels: Literal[1, 3],
     threads: int,
     on_bad_file: Literal["stop", "skip"],
 ) -> Decoded:
     """Decodes every image once, and keeps what each view makes of it.
 
     Args:
-      records: the images.
+      records: the images, opened.
       views: functions of an image, uint8 [H, W, C], to an array whose shape and type are the same for all images.
-      channels: that the model reads: 1, or 3, of which one is kept where every file is grey.
+      channels: 1 or 3, of the images that the views get.
       threads: that decode.
       on_bad_file: 'skip' leaves out what cannot be read.
 
     Raises:
       RunError: files cannot be read and may not be left out, or none can be read.
     """
-    records, headers = check_headers(records, on_bad_file=on_bad_file)
-    source = ImageSource(records, channels=1 if channels == 1 else headers.channels)
+    source = ImageSource(records, channels=channels)
     arrays: dict[str, np.ndarray] = {}
     bad: dict[int, str] = {}
     lock = threading.Lock()
@@ -67,7 +66,7 @@ def decode_all(
 
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         list(pool.map(load, range(len(records))))  # raises what a thread raised
-    skipped = [*headers.bad, *((records.paths[index], bad[index]) for index in sorted(bad))]
+    skipped = [(records.paths[index], bad[index]) for index in sorted(bad)]
     if not bad:
         return Decoded(records, arrays, skipped)
     if len(bad) == len(records):

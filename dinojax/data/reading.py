@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dinojax.config.labelled import LabelledConfig
+from dinojax.data import containers
 from dinojax.data.class_folders import read_class_folders, read_images
 from dinojax.data.columns import Uncertain, Wanted
 from dinojax.data.files import TEXT
@@ -26,6 +27,7 @@ def read_records(
     *,
     labelled: bool,
     data_root: str | None = None,
+    salt_file: str | None = None,
     group_regex: str | None = None,
     positive_class: str | None = None,
     positive_needed: bool = True,
@@ -36,7 +38,8 @@ def read_records(
 ) -> Records:
     """Lists the images that `--data` names; the first of these that matches.
 
-    A table (`.csv`, `.tsv`, `.txt`); a folder with fold files in `dataframe/` (RadImageNet's layout, doi
+    `tfds:name`, a data set of tensorflow-datasets that lies prepared on the disk; a table (`.csv`, `.tsv`, `.txt`) or
+    MedMNIST-style arrays (`.npz`); a folder with fold files in `dataframe/` (RadImageNet's layout, doi
     10.1148/ryai.210315); one with `manifest.csv`, or Hugging Face's `metadata.csv`; one with `{train,Training}/` and
     `{test,Testing}/` (`{val,Validation}/` too) of class folders; class folders. Without labels: a manifest, or a
     folder's manifest, else every image below the folder. What a folder holds beside the images is named in `left_out`.
@@ -52,6 +55,7 @@ def read_records(
       positive_needed: refuse two classes of which the last is by its name the normal one, and none is named.
       uncertain: what -1 in a column `label_<class>` means: 'ignore' makes it unknown, 'zero' 0 and 'one' 1.
       path_column, label_column: of tables, where the columns' names do not tell them.
+      salt_file: beside which the key of pseudonyms lies, where a table lists these.
       on_bad_file: 'skip' leaves out files of a folder whose names are no UTF-8, and lists them in `misnamed`.
 
     Raises:
@@ -63,12 +67,10 @@ def read_records(
     for name, value in (("data", data), ("data_root", data_root)):
         if value is not None and shown(value) != value:
             raise UsageError(f"--{name} {shown(value)}: its name is not UTF-8; rename it")
-    if data.startswith("tfds:"):
-        raise UsageError(f"--data {data}: TFDS data sets are not read; give a folder of images or a CSV manifest")
     base = Path(data_root).expanduser() if data_root else None
     if base is not None and not base.is_dir():
         raise UsageError(f"--data_root {data_root}: no such folder")
-    wanted = Wanted(labelled, uncertain, path_column, label_column)
+    wanted = Wanted(labelled, uncertain, path_column, label_column, salt_file)
     try:
         records = _read(path, data, base, wanted)
     except OSError as error:
@@ -94,7 +96,7 @@ def read_labelled(
     on_bad_file: Literal["stop", "skip"] = "stop",
 ) -> Records:
     """Lists the labelled images that `data` names, read as a configuration says; see `read_records`."""
-    names = [field.name for field in dataclasses.fields(LabelledConfig)]
+    names = ("data_root", "salt_file", "path_column", "label_column", "group_regex", "uncertain")
     return read_records(
         data,
         labelled=True,
@@ -107,11 +109,15 @@ def read_labelled(
 
 def _read(path: Path, data: str, base: Path | None, wanted: Wanted) -> Records:
     """By the first kind that matches; labels are text."""
+    if data.startswith("tfds:"):
+        return containers.read_tfds(data.removeprefix("tfds:"), base, wanted.labelled)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return containers.read_npz(path, wanted.labelled)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(
-                f"--data {data}: as a file, only a table is read ({', '.join(SUFFIXES)}); give a folder of images or "
-                "a CSV manifest"
+                f"--data {data}: as a file, only a table ({', '.join(SUFFIXES)}) or a MedMNIST-style .npz is read; "
+                "give one, or a folder of images"
             )
         return read_table(path, base or path.parent, wanted).records
     if not path.is_dir():

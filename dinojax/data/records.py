@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dinojax.data.formats import Axis
+from dinojax.levels import Rule
+
 SPLITS = ("train", "val", "test")
 FROM_NAMES = "the file names"
 """How `patient_source` begins where nobody gave the patients."""
@@ -21,6 +24,39 @@ class Fold:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Display:
+    """How each image of a data set is decoded, as columns; made by `opening.open_images`.
+
+    Attributes:
+      rules: the ways in which values become grey levels.
+      rule: int8 [N], places in `rules`.
+      levels: float64 [N, 2], the values that are black and white, NaN where each image tells them.
+      kind: int8 [N], places in `formats.KINDS`.
+      ratio: float32 [N], height over width of a pixel; NaN if unknown.
+      axis: of the slices of volumes.
+      isotropic: whether pixels are made square.
+      max_megapixels: of the largest image that is decoded.
+      assumed: bool [N], of which the header was not read: all those that were are 8-bit pictures.
+      grey: whether all those are grey, too.
+    """
+
+    rules: tuple[Rule, ...]
+    rule: np.ndarray
+    levels: np.ndarray
+    kind: np.ndarray
+    ratio: np.ndarray
+    axis: Axis
+    isotropic: bool
+    max_megapixels: float
+    assumed: np.ndarray
+    grey: bool
+
+    def take(self, kept: np.ndarray) -> "Display":
+        columns = ("rule", "levels", "kind", "ratio", "assumed")
+        return dataclasses.replace(self, **{name: getattr(self, name)[kept] for name in columns})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Records:
     """A data set's images as columns, in an order that depends on their names (or on the manifest) alone.
 
@@ -31,7 +67,8 @@ class Records:
       task: name of the task, from the fold files' prefix, else of the manifest or folder.
       labels: int32 [N], places in `classes`; multi-label: float32 [N, C] of 0, 1 and NaN (unknown); None if unlabelled.
       classes: sorted names, the positive class of a binary task last; multi-label: in the order of the columns.
-      groups: StringDType [N] each, of `patient_id` and `study_id` those that are known; a study may be ''.
+      groups: StringDType [N] each, of `patient_id`, `study_id` and `volume_id` those that are known; only a patient is
+        never ''. A volume is what slices or frames are of: a file of several, or a series of files.
       splits: StringDType [N] of 'train', 'val', 'test' or '' (none given), or None.
       folds: indices into these columns, from fold files; else empty.
       table: the manifest, if there is one.
@@ -43,6 +80,8 @@ class Records:
       patient_source: where the patients come from, such as 'column patient_id'; '' if none are known.
       hints: what the user may want to know, such as that folders look like patients.
       misnamed: images left out because their names are no UTF-8, escaped.
+      files: StringDType [N], where the images really lie, if `paths` are pseudonyms.
+      display: how they are decoded; None before their headers were read.
     """
 
     root: Path
@@ -62,6 +101,8 @@ class Records:
     patient_source: str = ""
     hints: tuple[str, ...] = ()
     misnamed: tuple[str, ...] = ()
+    files: np.ndarray | None = None
+    display: Display | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,12 +120,27 @@ class Records:
     def multilabel(self) -> bool:
         return self.labels is not None and self.labels.ndim == 2
 
+    @property
+    def units(self) -> np.ndarray:
+        """int64 [N]: images of one number stay in one part of a fold: those of a patient, else of a volume."""
+        if self.patients is not None:
+            return np.unique(self.patients, return_inverse=True)[1]
+        alone = np.arange(len(self))
+        volumes = self.groups.get("volume_id")
+        if volumes is None:
+            return alone
+        names, number = np.unique(volumes, return_inverse=True)
+        single = volumes == ""
+        return np.unique(np.where(single, alone + len(names), number), return_inverse=True)[1]
+
     def file(self, index: int) -> Path:
-        return self.root / self.paths[index]
+        return self.root / (self.paths if self.files is None else self.files)[index]
 
     def describe(self, index: int) -> str:
-        """The file and where it is listed, for messages."""
-        return f"{self.file(index)}{self.listed(index)}"
+        """The file and where it is listed, for messages; a pseudonym is not given away."""
+        name = self.file(index) if self.files is None else self.paths[index]
+        frame = f", frame {self.frames[index]}" if self.frames[index] >= 0 else ""
+        return f"{name}{frame}{self.listed(index)}"
 
     def listed(self, index: int) -> str:
         """Where an image is listed, in parentheses, to follow its name; empty without a manifest."""
@@ -108,7 +164,25 @@ class Records:
             splits=None if self.splits is None else self.splits[kept],
             folds=tuple(Fold(renumber(f.train), renumber(f.val), renumber(f.test)) for f in self.folds),
             rows=self.rows[kept] if len(self.rows) else self.rows,
+            files=None if self.files is None else self.files[kept],
+            display=None if self.display is None else self.display.take(kept),
         )
+
+    def expanded(self, counts: np.ndarray, frames: np.ndarray) -> "Records":
+        """Entries that stand for several images each as as many entries.
+
+        Args:
+          counts: int [N], images of each entry; 0 leaves it out.
+          frames: int32 [sum of counts], their numbers.
+        """
+        origin = np.repeat(np.arange(len(self)), counts)
+
+        def places(part: np.ndarray) -> np.ndarray:
+            return np.flatnonzero(np.isin(origin, part))
+
+        plain = dataclasses.replace(self, folds=()).take(origin)
+        folds = tuple(Fold(places(fold.train), places(fold.val), places(fold.test)) for fold in self.folds)
+        return dataclasses.replace(plain, frames=frames.astype(np.int32), folds=folds)
 
     def undivided(self) -> "Records":
         """The same images without the parts and folds that the data brings along."""

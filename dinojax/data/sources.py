@@ -1,14 +1,57 @@
 """Random access to decoded images, as Grain's sources give it."""
 
+import dataclasses
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from dinojax.augment import geometry
-from dinojax.data.decode import BadFile, decode
+from dinojax.config.pretrain import WindowJitterConfig
+from dinojax.data.decode import decode, stored_of, with_square_pixels
+from dinojax.data.formats import BadFile, Stored
+from dinojax.data.intensity import FULL, grey_levels, levels_of
 from dinojax.data.records import Records
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windowed:
+    """A decoded image of which it is still open which values are black and white."""
+
+    stored: Stored
+    levels: tuple[float, float]
+    """Those of its data set's policy."""
+    finish: Callable[[np.ndarray], np.ndarray]
+    """Square pixels and the number of channels."""
+
+    def at(self, low: float, high: float) -> np.ndarray:
+        """The image with these values black and white, uint8 [H, W, C]."""
+        return self.finish(grey_levels(self.stored, FULL, (low, high)))
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.values.nbytes
+
+
+def jitter_window(element: Mapping[str, Any], rng: np.random.Generator, config: WindowJitterConfig) -> dict[str, Any]:
+    """Moves and stretches an image's window by chance.
+
+    Args:
+      element: `image`, a `Windowed`.
+      rng: of all draws: one, or three.
+      config: how often and how far.
+
+    Returns:
+      The element with `image` uint8 [H, W, C].
+    """
+    image: Windowed = element["image"]
+    low, high = image.levels
+    if rng.random() < config.probability:
+        centre = (low + high) / 2 + (high - low) * rng.uniform(-config.centre, config.centre)
+        half = (high - low) / 2 * (1 + config.width) ** rng.uniform(-1, 1)
+        low, high = centre - half, centre + half
+    return {**element, "image": image.at(low, high)}
 
 
 class ImageSource:
@@ -27,6 +70,7 @@ class ImageSource:
       indices: which of its images; None means all, in order.
       channels: 1 or 3. Grey files are repeated to 3; colour files become luminance (ITU-R 601-2) for 1.
       on_bad_file: 'stop' raises `BadFile` when a file proves unreadable, 'skip' as above.
+      windowed: gives a `Windowed` in place of `image`, for `jitter_window`.
       cache_gib: memory in GiB for decoded images. None is ever evicted: as the order is random, each is as likely to
         be read next. An unpickled source begins with an empty cache and nothing skipped.
 
@@ -41,19 +85,21 @@ class ImageSource:
         channels: Literal[1, 3] = 3,
         on_bad_file: Literal["stop", "skip"] = "stop",
         cache_gib: float = 0.0,
+        windowed: bool = False,
     ):
         self.records = records
         self.indices = np.arange(len(records)) if indices is None else np.asarray(indices)
         self.channels = channels
         self.on_bad_file = on_bad_file
         self.cache_gib = cache_gib
-        self._cache: dict[int, np.ndarray] = {}
+        self.windowed = windowed
+        self._cache: dict[int, np.ndarray | Windowed] = {}
         self._room = int(cache_gib * 2**30)
         self._skipped: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.records, self.indices, self.channels, self.on_bad_file, self.cache_gib)
+        return type(self), (self.records, self.indices, self.channels, self.on_bad_file, self.cache_gib, self.windowed)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,15 +126,23 @@ class ImageSource:
         with self._lock:
             self._skipped.update(skipped)
 
+    def _finished(self, image: np.ndarray) -> np.ndarray:
+        image = geometry.grey(image) if self.channels == 1 else np.repeat(image, 3 // image.shape[2], axis=2)
+        image.flags.writeable = False
+        return image
+
+    def _windowed(self, row: int) -> Windowed:
+        stored, rule, levels = stored_of(self.records, row)
+        return Windowed(
+            stored,
+            levels or levels_of(stored, rule),
+            lambda image: self._finished(with_square_pixels(self.records, row, image)),
+        )
+
     def _read(self, row: int) -> dict[str, Any]:
         records, image = self.records, self._cache.get(row)
         if image is None:
-            try:
-                image = decode(records.file(row), int(records.frames[row]))
-            except BadFile as error:
-                raise BadFile(f"{error}{records.listed(row)}") from error
-            image = geometry.grey(image) if self.channels == 1 else np.repeat(image, 3 // image.shape[2], axis=2)
-            image.flags.writeable = False
+            image = self._windowed(row) if self.windowed else self._finished(decode(records, row))
             with self._lock:
                 if row not in self._cache and image.nbytes <= self._room:
                     self._cache[row] = image

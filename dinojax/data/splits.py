@@ -49,7 +49,8 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
 
 def describe_folds(records: Records, folds: int, seed: int) -> str:
     """How `make_folds` divides a data set, in words."""
-    grouped = "grouped by patient" if records.patients is not None else "every image by itself"
+    volumes = "grouped by volume" if "volume_id" in records.groups else "every image by itself"
+    grouped = "grouped by patient" if records.patients is not None else volumes
     if records.folds:
         return f"{len(records.folds)}, as the fold files give them"
     if records.splits is not None and (records.splits != "").any():
@@ -189,7 +190,7 @@ def cases_table(records: Records, indices: np.ndarray | slice) -> pd.DataFrame:
 def _divide(records: Records, chosen: np.ndarray, folds: int, seed: int) -> list[Fold]:
     """Folds of some of the images, as places in `chosen`; an image without a patient is its own."""
     assert records.labels is not None
-    groups = np.arange(len(records)) if records.patients is None else records.patients
+    groups = records.units
     if records.multilabel:
         return multilabel_folds(records.labels[chosen], groups[chosen], folds, seed)
     return grouped_folds(records.labels[chosen], groups[chosen], folds, seed, records.classes)

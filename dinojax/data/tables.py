@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dinojax.data import privacy
 from dinojax.data.columns import GROUP_COLUMNS, Columns, Wanted, choose_path, find_columns, key_of
-from dinojax.data.files import FORMATS, TEXT, look_up, repeated, respell
+from dinojax.data.files import FORMATS, TEXT, look_up, may_be_image, repeated, respell
 from dinojax.data.listing import shown
 from dinojax.data.records import SPLITS, Records
 from dinojax.data.spellings import check_values
@@ -64,7 +65,15 @@ def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
     head = [cells for _, cells in itertools.islice(columns.text.rows(), 1, _HEAD + 1)]
     columns = choose_path(columns, lambda path: not _missing(root, [path]), head)
     records, paths = _parse(columns, root, wanted)
+    names = paths
+    if "pseudonym" in columns.roles:
+        paths = _files_of(columns, records, names, wanted.salt_file)
     missing, inodes = look_up(root, paths)
+    if missing and names is not paths:
+        raise RunError(
+            f"{_at(columns, records.rows[missing[0]])}: the file of {names[missing[0]]} is no longer where it was "
+            f"({len(missing)} of {len(names)}); run index again"
+        )
     if missing and (missing := respell(root, paths, missing, inodes)):
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         first = missing[0]
@@ -72,7 +81,8 @@ def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
             f"{_at(columns, records.rows[first])}: there is no image {shown(str(root / paths[first]))}{more}; "
             "paths are relative to the table's folder, or to --data_root"
         )
-    records = dataclasses.replace(records, paths=np.array(paths, TEXT))
+    files = None if names is paths else np.array(paths, TEXT)
+    records = dataclasses.replace(records, paths=np.array(names, TEXT), files=files)
     if again := repeated(root, records.paths, inodes, records.frames):
         place, before = again[0]
         other = "" if paths[before] == paths[place] else f" as {paths[before]}"
@@ -119,9 +129,22 @@ def _at(columns: Columns, row: int) -> str:
     return f"{columns.text.file}, row {row}{encoding}"
 
 
+def _files_of(columns: Columns, records: Records, names: list[str], salt_file: str | None) -> list[str]:
+    """The files that pseudonyms stand for."""
+    keys = privacy.read_keys(salt_file)
+    for place, name in enumerate(names):
+        if name not in keys:
+            raise RunError(
+                f"{_at(columns, records.rows[place])}: the key beside the salt has no file of {name}; "
+                "name the salt that `index` used with --salt_file"
+            )
+    return [keys[name] for name in names]
+
+
 def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[str]]:
     """The table without a look at the files, and its paths."""
     file, header, roles = columns.text.file, columns.header, columns.roles
+    pseudonyms = "pseudonym" in roles
     place, flags = roles["path"], [(number, header[number]) for number in columns.flags]
     texts: dict[str, list[str]] = {role: [] for role in _TEXTS if role in roles}
     cells_of = [(role, roles[role], texts[role]) for role in texts]
@@ -140,7 +163,7 @@ def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[
             for number, name in filled:
                 if not cells[number]:
                     raise ValueError(f"column {name} is empty")
-            if not cells[place].lower().endswith(FORMATS):
+            if not pseudonyms and not may_be_image(cells[place]):
                 raise ValueError(f"{cells[place]} is not a kind of file that is read ({', '.join(FORMATS)})")
             frames.append(_frame(cells[roles["frame"]]) if "frame" in roles else -1)
             if flags:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PhotometryConfig, PretrainConfig
 from dinojax.data import pipeline
 from dinojax.data.contrast import check_contrast
-from dinojax.data.decode import Headers, check_headers
 from dinojax.data.facts import Facts, render
+from dinojax.data.headers import Headers
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_records
-from dinojax.data.sources import ImageSource
+from dinojax.data.sources import ImageSource, jitter_window
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.facts import machine_facts, run_facts
 from dinojax.dino.forward import Batch
@@ -34,7 +35,7 @@ from dinojax.dino.state import Timeline, TrainState, init_state, make_optimizer,
 from dinojax.dino.step import make_train_step
 from dinojax.errors import UsageError
 from dinojax.models import Backbone, VisionTransformer, create_transformer
-from dinojax.models.preprocessing import model_input
+from dinojax.models.preprocessing import keep_intensity, model_input
 from dinojax.models.store import head_left_out, load_transformer
 from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
@@ -81,7 +82,7 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
     """
     mesh, free = sharding.make_mesh(config.batch_size, config.fsdp), costs.memory_gib()
     backbone = make_backbone(config)
-    source, headers = open_source(config, backbone.channels)
+    source, headers = open_source(config, backbone)
     timeline = make_timeline(config, len(source))
     evaluators, probe = make_evaluators(config, backbone, timeline)
     logged = np.any([every(timeline.steps, config.log_every), *(evaluator.due for evaluator in evaluators)], axis=0)
@@ -129,12 +130,17 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
         state, metrics = train_step(state, augment(batch))
         return state, metrics | {"stop": stop}
 
+    def views(element: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if source.windowed:
+            element = jitter_window(element, rng, config.window_jitter)
+        return multicrop(element, rng, config.crops)
+
     def read_batches(start: int) -> Iterator[pipeline.Batch]:
         part = jax.process_index(), jax.process_count()
         masked = partial(add_masks, masks, derive(config.seed, "masks"), part) if config.loss.ibot_weight else None
         return pipeline.training_batches(
             source,
-            partial(multicrop, config=config.crops),
+            views,
             batch_size=config.batch_size,
             seed=config.seed,
             start=start,
@@ -244,8 +250,10 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     return backbone
 
 
-def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Headers]:
+def open_source(config: PretrainConfig, backbone: Backbone) -> tuple[ImageSource, Headers]:
     """The images, after a look at their headers; grey ones keep one channel until they are on the device.
+
+    The backbone keeps how their values become grey levels.
 
     Raises:
       UsageError: they are fewer than a batch; or there are none.
@@ -255,10 +263,13 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
         config.data,
         labelled=False,
         data_root=config.data_root,
+        salt_file=config.salt_file,
         path_column=config.path_column,
         on_bad_file=config.on_bad_file,
     )
-    records, headers = check_headers(records, on_bad_file=config.on_bad_file)
+    rules = backbone.preprocessing.intensity
+    records, headers = open_images(records, config, on_bad_file=config.on_bad_file, known=rules)
+    keep_intensity(backbone, headers.rules)
     if len(records) < config.batch_size:
         what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
         raise UsageError(f"{what}; lower it")
@@ -266,8 +277,12 @@ def open_source(config: PretrainConfig, channels: int) -> tuple[ImageSource, Hea
     own = ("distributed", "threads", "workers", "cache_gib")
     common = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in own}
     processes.check_agreement({"configuration": json.dumps(common), "images": json.dumps(records.paths.tolist())})
-    channels = 1 if channels == 1 else headers.channels
-    return ImageSource(records, channels=channels, on_bad_file=config.on_bad_file, cache_gib=config.cache_gib), headers
+    channels = 1 if backbone.channels == 1 else headers.channels
+    windowed = config.window_jitter.probability > 0
+    source = ImageSource(
+        records, channels=channels, on_bad_file=config.on_bad_file, cache_gib=config.cache_gib, windowed=windowed
+    )
+    return source, headers
 
 
 def make_timeline(config: PretrainConfig, images: int) -> Timeline:
@@ -302,7 +317,8 @@ def make_evaluators(config: PretrainConfig, model: Backbone, timeline: Timeline)
     if section.data is None:
         return (), ""
     size, threads = config.crops.global_size, config.threads
-    probe = Probe(model, section, size=size, on_bad_file=config.on_bad_file, threads=threads)
+    rules = model.preprocessing.intensity
+    probe = Probe(model, section, size=size, on_bad_file=config.on_bad_file, threads=threads, intensity=rules)
     due = every(timeline.steps, section.every or timeline.steps_per_epoch)
     return (knn_evaluator(probe, due, section.stop_below),), probe.summary
 

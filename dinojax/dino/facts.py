@@ -5,8 +5,8 @@ from typing import Any
 
 from dinojax import costs
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.data.decode import Headers
 from dinojax.data.facts import Facts, data_facts
+from dinojax.data.headers import Headers
 from dinojax.data.records import Records
 from dinojax.dino.memory import gib
 from dinojax.dino.state import Timeline

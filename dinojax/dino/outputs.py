@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dinojax.config.pretrain import PretrainConfig
-from dinojax.data.decode import list_skipped
+from dinojax.data.headers import list_skipped
 from dinojax.dino.verdict import verdict
 from dinojax.errors import RunError
 from dinojax.reporting import plots

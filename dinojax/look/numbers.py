@@ -54,7 +54,8 @@ def read_images(records: Records, places: np.ndarray, model: Backbone, size: int
     side = model.preprocessing.size if size is None else size
     model.check_size(side, side)
     view = partial(geometry.square, size=side, resample=geometry.BICUBIC)
-    decoded = decode_all(records.take(places), {"image": view}, channels=model.channels, threads=2, on_bad_file="stop")
+    channels = 1 if model.channels == 1 else 3
+    decoded = decode_all(records.take(places), {"image": view}, channels=channels, threads=2, on_bad_file="stop")
     images = decoded.views["image"]
     return np.repeat(images, model.channels, axis=3) if images.shape[3] == 1 else images
 

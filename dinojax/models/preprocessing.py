@@ -1,7 +1,7 @@
 """What every backbone is, what it returns, and how an image becomes its input."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from dinojax.levels import WIDE, Rule
 
 if TYPE_CHECKING:
     from dinojax.models.zoo import Arguments
@@ -45,14 +47,22 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     """A value for each channel that the model reads, in that order; for intensities in 0..1."""
     std: tuple[float, ...] = IMAGENET_STD
-    window: tuple[float, float] | None = None
-    """The values of 16-bit images that become 0 and 1; what lies outside is clipped."""
+    intensity: tuple[Rule, ...] = ()
+    """How stored values became grey levels where the model was trained, by kind of images; () if that is not known."""
     order: Literal["RGB", "BGR"] = "RGB"
     """Order of three channels as the model reads them; images are given as RGB."""
 
     def __post_init__(self) -> None:
+        rules = tuple(Rule(**rule) if isinstance(rule, Mapping) else rule for rule in self.intensity)
+        object.__setattr__(self, "intensity", rules)
         if self.order not in ("RGB", "BGR"):
             raise ValueError(f"the channels' order is RGB or BGR, not {self.order!r}")
+
+
+def keep_intensity(model: "Backbone", rules: Mapping[str, Rule]) -> None:
+    """Lets a model keep how its images are shown, by kind; rules of kinds that do not occur here stay as they were."""
+    known = {rule.group: rule for rule in model.preprocessing.intensity} | dict(rules)
+    model.preprocessing = dataclasses.replace(model.preprocessing, intensity=tuple(known.values()))
 
 
 def imagenet_preprocessing(channels: int, size: int = 224) -> Preprocessing:
@@ -158,7 +168,7 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
     """Turns images into the model's input.
 
     Args:
-      images: [B, H, W, C] with C 1 or 3; uint8 in 0..255, uint16 where the model stores a window, or floating point
+      images: [B, H, W, C] with C 1 or 3; uint8 in 0..255, uint16 where the model stores their range, or floating point
         in 0..1.
       model: that they are for.
       size: side in pixels to resize to (bicubic, antialiased); None keeps their size.
@@ -169,7 +179,7 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
     Raises:
       TypeError: no array, but a path, an image of PIL's or a list; the message says what to pass.
       ValueError: another number of axes (the message says what to pass) or channels, another dtype, floats outside
-        0..1, or uint16 without a window.
+        0..1, or uint16 of a model that stores no range for them.
     """
     if not hasattr(images, "ndim"):
         raise TypeError(f"images must be an array [B, H, W, C], got {_instead(images)}")
@@ -207,15 +217,24 @@ def _with_axes(shape: tuple[int, ...]) -> str:
     return "pass a batch of images, channels last"
 
 
+def _range_of_wide(preprocessing: Preprocessing) -> tuple[float, float]:
+    """The values of uint16 images that become 0 and 1."""
+    rule = next((rule for rule in preprocessing.intensity if rule.group == WIDE), None)
+    if rule is not None and rule.name == "range":
+        return rule.low, rule.high
+    if rule is not None and rule.name == "full":
+        return 0.0, 65535.0
+    raise ValueError(
+        "uint16 images need a range that becomes black to white, which the model does not store, as it was not trained "
+        "on such images; scale them to floats in 0..1"
+    )
+
+
 def _to_unit_range(images: np.ndarray | jax.Array, preprocessing: Preprocessing) -> jax.Array:
     if images.dtype == np.uint8:
         return jnp.asarray(images, jnp.float32) / 255
     if images.dtype == np.uint16:
-        if preprocessing.window is None:
-            raise ValueError(
-                "uint16 images need a window, which the model does not store; scale them to floats in 0..1"
-            )
-        low, high = preprocessing.window
+        low, high = _range_of_wide(preprocessing)
         return jnp.clip((jnp.asarray(images, jnp.float32) - low) / (high - low), 0.0, 1.0)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be uint8, uint16 or floating point, got {images.dtype}")

@@ -15,14 +15,16 @@ from dinojax.augment import geometry
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
 from dinojax.data import pipeline
-from dinojax.data.decode import Headers, check_headers
 from dinojax.data.facts import Facts
+from dinojax.data.headers import Headers
 from dinojax.data.memory import Decoded, decode_all
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_labelled
 from dinojax.data.records import Fold, Records
 from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
+from dinojax.levels import Rule
 from dinojax.models import Backbone, Preprocessing, create_model
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
@@ -61,7 +63,8 @@ def make_backbone(config: StudyConfig) -> Backbone:
         raise UsageError(f"image_size {size}: {error}") from error
     backbone.preprocessing = dataclasses.replace(backbone.preprocessing, size=size)
     if config.normalisation == "none":
-        backbone.preprocessing = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
+        plain = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
+        backbone.preprocessing = dataclasses.replace(plain, intensity=backbone.preprocessing.intensity)
     return backbone
 
 
@@ -73,10 +76,15 @@ class Cases(NamedTuple):
     folds: tuple[Fold, ...]
 
 
-def read_cases(config: StudyConfig) -> Cases:
-    """Lists the cases, looks at their files' headers, and divides them into folds."""
+def read_cases(config: StudyConfig, intensity: Sequence[Rule]) -> Cases:
+    """Lists the cases, looks at their files' headers, and divides them into folds.
+
+    Args:
+      config: of the run.
+      intensity: the rules of the model that will read them, where it has any.
+    """
     records = read_labelled(config.data, config, positive_class=config.positive_class, on_bad_file=config.on_bad_file)
-    records, headers = check_headers(records, on_bad_file=config.on_bad_file)
+    records, headers = open_images(records, config, on_bad_file=config.on_bad_file, known=intensity)
     return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))
 
 
@@ -93,7 +101,7 @@ def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decod
     decoded = decode_all(
         cases.records,
         {"image": partial(geometry.square, size=backbone.preprocessing.size), "pixels": pixels.grey_pixels},
-        channels=backbone.channels,
+        channels=1 if backbone.channels == 1 else cases.headers.channels,
         threads=config.threads,
         on_bad_file=config.on_bad_file,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,9 +15,11 @@ from dinojax.augment import geometry
 from dinojax.config.labelled import LabelledConfig
 from dinojax.config.pretrain import ProbeConfig
 from dinojax.data.memory import decode_all
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_labelled
 from dinojax.data.records import Records
 from dinojax.errors import RunError, UsageError
+from dinojax.levels import Rule
 from dinojax.models import Backbone
 from dinojax.protocols.features import FeatureRunner, pooled
 from dinojax.protocols.knn import nearest, vote
@@ -42,6 +45,7 @@ class Probe:
         size: int,
         on_bad_file: Literal["stop", "skip"] = "stop",
         threads: int = 2,
+        intensity: Sequence[Rule] = (),
     ) -> None:
         """Decodes the images; N·S²·C bytes stay in memory.
 
@@ -52,6 +56,7 @@ class Probe:
           size: side S in pixels that images are resized to, one that the model reads.
           on_bad_file: 'skip' leaves out what cannot be read.
           threads: that decode.
+          intensity: the rules of the run that is probed.
 
         Raises:
           UsageError: names `probe.data`; there is no such data set, it has no labels or several an image, fewer than
@@ -59,18 +64,20 @@ class Probe:
           RunError: files cannot be read and may not be left out.
         """
         records, part = _training_part(_read(config, on_bad_file), config)
+        chosen, headers = open_images(
+            records.take(_choose(records, config.images)), config, on_bad_file=on_bad_file, known=intensity
+        )
         decoded = decode_all(
-            records.take(_choose(records, config.images)),
+            chosen,
             {"image": partial(geometry.square, size=size), "pixels": grey_pixels},
-            channels=model.channels,
+            channels=1 if model.channels == 1 else headers.channels,
             threads=threads,
             on_bad_file=on_bad_file,
         )
         self._images, self._pixels, kept = decoded.views["image"], decoded.views["pixels"], decoded.records
         assert kept.labels is not None
         present, self.labels = np.unique(kept.labels, return_inverse=True)
-        patients = np.arange(len(kept)) if kept.patients is None else kept.patients
-        self.groups = np.unique(patients, return_inverse=True)[1]
+        self.groups = kept.units
         self._config = config
         self._check()
         counts = zip(np.bincount(self.labels), (kept.classes[i] for i in present), strict=True)

@@ -18,11 +18,12 @@ from dinojax.errors import RunError, UsageError
 from dinojax.models.store import read_description
 from dinojax.protocols.task import Task
 from dinojax.reporting.figures import draw_run
-from dinojax.reporting.predictions import case_rows, read_predictions, write_predictions
+from dinojax.reporting.predictions import case_rows, read_predictions, select_rows, write_predictions
 from dinojax.reporting.render import number
 from dinojax.reporting.results import make_result
 from dinojax.reporting.selection import Criterion, Selection, assemble, best_setting
 from dinojax.reporting.statistics import mean_and_sd_text
+from dinojax.reporting.units import POOLINGS, pool, units_of
 from dinojax.runs.files import read_json, replacing, write_json, write_text
 
 
@@ -196,6 +197,12 @@ class Study:
             "data": dict(self.facts),
             **assemble(table, classes, settings, facts, self.selection, self.criterion),
         }
+        chosen = {entry["fold"]: entry["setting"] for entry in results["selection"]["folds"]}
+        test = select_rows(table, "test", chosen)
+        for unit in units_of(test):
+            pooled = [pool(test, unit, how, classes).assign(pooling=how) for how in POOLINGS]
+            rows = pd.concat(pooled, ignore_index=True)
+            write_text(self.out / f"predictions_{unit}.csv", rows.to_csv(index=False, float_format="%.15g"))
         draw_run(make_result(self.out, results, table), self.out / "figures")
         self._keep_models(results)
         write_json(self.out / "results.json", results)

@@ -9,6 +9,7 @@ from dinojax.reporting.render import Block, Heading, Picture, Table, number
 from dinojax.reporting.results import Result, baselines, by_task
 from dinojax.reporting.selection import COMPUTED
 from dinojax.reporting.statistics import mean_and_sd_text
+from dinojax.reporting.units import UNITS
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
@@ -159,7 +160,13 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     blocks: list[Block] = [Heading(2, task), f"{counts}."]
     if len(asked) > 1:
         blocks += _questions_tables(shown)
-    blocks += [*_data(runs[0]), *_undefined(runs[0]), *_differing_recipes(runs), *_differing_baselines(runs)]
+    blocks += [
+        *_by_unit(shown),
+        *_data(runs[0]),
+        *_undefined(runs[0]),
+        *_differing_recipes(runs),
+        *_differing_baselines(runs),
+    ]
     facts = dict.fromkeys(name for run in runs for entry in run.folds for name in entry if name not in COMPUTED)
     header = [*_KEY[1:], "fold", "setting", *(name.replace("_", " ") for name in facts), "threshold", "AUC"]
     rows = [
@@ -173,6 +180,24 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
     ]
     note = "The selected settings. Thresholds are those with the largest Youden's J on the validation part."
     return [*blocks, Table(header, rows), note]
+
+
+def _by_unit(runs: Sequence[Result]) -> list[Block]:
+    """AUCs of volumes and patients, whose scores are the mean or the highest of their images'."""
+    rows = [
+        [
+            *_named(_row(run)),
+            unit,
+            how,
+            str(sum(run.test[UNITS[unit]].groupby(run.test["fold"]).nunique())),
+            mean_and_sd_text(summary),
+            number(summary["pooled_auc"]),
+        ]
+        for run in runs
+        for unit, by in run.facts["selection"].get("units", {}).items()
+        for how, summary in by.items()
+    ]
+    return [Table([*_KEY, "scored", "pooled by", "units", "mean ± SD", "pooled"], rows)] if rows else []
 
 
 def _data(run: Result) -> list[Block]:

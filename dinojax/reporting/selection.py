@@ -9,11 +9,13 @@ import pandas as pd
 from dinojax.errors import RunError
 from dinojax.reporting.predictions import accuracy, questions, select_rows
 from dinojax.reporting.statistics import mean_and_sd, question_auc, roc_auc, youden_threshold
+from dinojax.reporting.units import POOLINGS, pool, units_of
 
 Selection = Literal["nested", "published"]
 Criterion = Literal["val_loss", "val_auc"]
 # What `summarise` and `assemble` compute; every other key of a setting or of its folds is a fact of the run.
-COMPUTED = ("folds", "fold", "setting", "threshold", "auc", "label_auc", "mean_auc", "sd_auc", "pooled_auc")
+COMPUTED = ("folds", "fold", "setting", "threshold", "auc", "label_auc")
+COMPUTED += ("mean_auc", "sd_auc", "pooled_auc", "pooled_accuracy")
 
 
 def assemble(
@@ -120,7 +122,13 @@ def _selected(
     classes: Sequence[str],
     kept: Mapping[tuple[int, str], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    summary = summarise(select_rows(table, "test", chosen), list(chosen), classes)
+    test = select_rows(table, "test", chosen)
+    summary = summarise(test, list(chosen), classes)
+    if units := units_of(test):
+        summary["units"] = {
+            unit: {how: summarise(pool(test, unit, how, classes), list(chosen), classes) for how in POOLINGS}
+            for unit in units
+        }
     folds = []
     for entry in summary["folds"]:
         fold, setting = entry["fold"], chosen[entry["fold"]]

@@ -12,6 +12,7 @@ from dinojax.config import parser
 from dinojax.config.demo import DemoConfig
 from dinojax.config.evaluate import KNNConfig
 from dinojax.config.finetune import FinetuneConfig
+from dinojax.config.index import IndexConfig
 from dinojax.config.phantoms import PhantomsConfig
 from dinojax.config.pretrain import PretrainConfig
 from dinojax.config.report import ReportConfig
@@ -29,6 +30,7 @@ class Verb(NamedTuple):
 VERBS = {
     "demo": Verb("the main job on phantoms: pre-train, score two starting points, report", DemoConfig),
     "phantoms": Verb("write a phantom data set: images, manifest, fold files", PhantomsConfig),
+    "index": Verb("list every image below a folder in a manifest, with what its header says", IndexConfig),
     "splits": Verb("write stratified, patient-grouped folds once for all runs", SplitsConfig),
     "pretrain": Verb("self-supervised pre-training; the same command resumes it", PretrainConfig),
     "finetune": Verb("fine-tune one starting point on every fold with every setting", FinetuneConfig),

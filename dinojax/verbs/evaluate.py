@@ -8,9 +8,10 @@ import numpy as np
 
 from dinojax.config import parser
 from dinojax.config.evaluate import FrozenConfig, KNNConfig
-from dinojax.data.decode import list_skipped
 from dinojax.data.facts import render
+from dinojax.data.headers import list_skipped
 from dinojax.data.records import Fold
+from dinojax.models.preprocessing import keep_intensity
 from dinojax.protocols import assembly, knn, recipes
 from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.protocols.study import Score, Study, is_finished, summarise
@@ -51,7 +52,8 @@ def main(config: FrozenConfig) -> Path:
     if is_finished(out):
         return out
     backbone = assembly.make_backbone(config)
-    cases = assembly.read_cases(config)
+    cases = assembly.read_cases(config, backbone.preprocessing.intensity)
+    keep_intensity(backbone, cases.headers.rules)
     settings = protocol.settings(config, cases.folds)
     facts, here = recipes.frozen_facts(config, cases, backbone)
     print(render(facts | here), flush=True)

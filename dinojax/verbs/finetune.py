@@ -6,9 +6,10 @@ from pathlib import Path
 from dinojax import progress
 from dinojax.config import parser
 from dinojax.config.finetune import FinetuneConfig
-from dinojax.data.decode import list_skipped
 from dinojax.data.facts import render
+from dinojax.data.headers import list_skipped
 from dinojax.errors import Stopped
+from dinojax.models.preprocessing import keep_intensity
 from dinojax.protocols import assembly, recipes
 from dinojax.protocols.finetuning import make_grid
 from dinojax.protocols.starting_point import with_model_of_init
@@ -29,7 +30,8 @@ def main(config: FinetuneConfig) -> Path:
     if is_finished(out):
         return out
     backbone = assembly.make_backbone(config)
-    cases = assembly.read_cases(config)
+    cases = assembly.read_cases(config, backbone.preprocessing.intensity)
+    keep_intensity(backbone, cases.headers.rules)
     classifier, rates = assembly.make_classifier(config, backbone, Task.of(cases.records))
     facts, here = recipes.finetuning_facts(config, cases, classifier, rates)
     print(render(facts | here), flush=True)

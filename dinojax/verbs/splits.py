@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from dinojax.config.splits import SplitsConfig
-from dinojax.data.decode import check_headers
 from dinojax.data.facts import data_facts, render
 from dinojax.data.fold_files import fold_tables, write_fold_files
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_labelled
 from dinojax.data.splits import cases_table, describe_folds, make_folds
 from dinojax.errors import UsageError
@@ -19,14 +19,17 @@ def main(config: SplitsConfig) -> Path:
         raise UsageError(f"{out / 'dataframe'} holds tables already; remove them, or name another --out")
     # Folds have no positive class; each run names its own.
     records = read_labelled(config.data, config, positive_needed=False).undivided()
-    records, headers = check_headers(records)
+    records, headers = open_images(records, config)
     folds = make_folds(records, config.folds, config.fold_seed)
     how = describe_folds(records, config.folds, config.fold_seed)
     print(render(data_facts(records, headers, folds, how)))
     if config.check:
         return out
     table = cases_table(records, slice(None))
-    table["path"] = [Path(os.path.relpath(records.root / path, out)).as_posix() for path in table["path"]]
+    if records.files is None:
+        table["path"] = [Path(os.path.relpath(records.root / path, out)).as_posix() for path in table["path"]]
+    else:
+        table = table.rename(columns={"path": "pseudonym"})
     empty = [name for name in ("frame", "patient_id") if set(table[name]) == {""}]
     write_fold_files(out, records.task, table.drop(columns=empty), folds)
     print(f"done: {3 * len(folds)} tables in {out / 'dataframe'}; give every run --data {out}")

@@ -12,7 +12,7 @@ from dinojax.config.parser import flatten, parse
 from dinojax.config.pretrain import HeadConfig, PretrainConfig
 from dinojax.errors import UsageError
 
-PRETRAIN = PretrainConfig("d", "o", ibot_head=HeadConfig())
+PRETRAIN = PretrainConfig(data="d", out="o", ibot_head=HeadConfig())
 FINETUNE = FinetuneConfig(data="d", out="o")
 NO_NUMBER = (math.inf, math.nan)
 
@@ -26,6 +26,7 @@ SEED = (-1, 2**32), "in 0..4294967295"
 RANGE_ABOVE_0 = ((0.0, 1.0), (2.0, 1.0), (1.0, math.inf)), "above 0|lower one"
 RANGE_FROM_0 = ((-0.1, 1.0), (2.0, 1.0), (1.0, math.nan)), "0 or above|lower one"
 RANGE_OF_SHARES = ((-0.1, 0.5), (0.5, 1.1), (0.5, 0.4)), "in 0..1|lower one"
+PERCENT = ((-0.1, 50.0), (50.0, 100.1), (60.0, 40.0)), "in 0..100|lower one"
 SCALE = (*RANGE_OF_SHARES[0], (0.0, 0.0)), "in 0..1|lower one|end above 0"
 LIST = ((0,), (1, -1), (math.inf,), ()), "above 0|empty"
 
@@ -37,6 +38,11 @@ for config, groups in (
             (SEED, "seed"),
             (ABOVE_0, "batch_size epochs steps steps_per_epoch groups accumulate log_every checkpoint_every"),
             (ABOVE_0, "keep_checkpoints probe.every probe.k probe.images"),
+            (ABOVE_0, "max_megapixels intensity.number slices.every slices.middle"),
+            (ABOVE_0, "probe.max_megapixels probe.intensity.number probe.slices.every probe.slices.middle"),
+            (FROM_0, "slices.time probe.slices.time window_jitter.width"),
+            (SHARE, "window_jitter.probability window_jitter.centre"),
+            (PERCENT, "intensity.percentiles probe.intensity.percentiles"),
             (ABOVE_0, "model.width model.depth model.heads model.image_size"),
             (ABOVE_0, "head.hidden head.bottleneck head.layers ibot_head.hidden ibot_head.bottleneck ibot_head.layers"),
             (ABOVE_0, "loss.student_temperature loss.koleo_eps teacher.temperature teacher.temperature_start"),
@@ -62,6 +68,9 @@ for config, groups in (
         FINETUNE,
         (
             (SEED, "seed fold_seed"),
+            (ABOVE_0, "max_megapixels intensity.number slices.every slices.middle"),
+            (FROM_0, "slices.time"),
+            (PERCENT, "intensity.percentiles"),
             (ABOVE_0, "folds image_size epochs model.width model.depth model.heads model.image_size"),
             (FROM_0, "weight_decay threads fsdp classifier.hidden augment.rotation augment.shear augment.shift"),
             (SHARE, "augment.horizontal_flip"),
@@ -75,7 +84,7 @@ for config, groups in (
 
 UNBOUNDED = {
     *("crops.global_size", "crops.local_size", "photometry.hue", "model.layer_scale", "model.channels"),
-    "distributed.processes",
+    *("distributed.processes", "intensity.range", "probe.intensity.range"),
 }
 
 
@@ -99,10 +108,9 @@ def test_no_number_lacks_bounds_by_oversight() -> None:
         words = (str, bool)
         named = {field for field, value in flatten(config).items() if not isinstance(value, words)}
         texts = {"init", "data_root", "group_regex", "task", "starting_point", "positive_class", "model.mlp"}
-        texts |= {"log_to", "uncertain", "path_column", "label_column", "distributed.coordinator"}
-        texts |= {
-            f"probe.{name}" for name in ("data", "data_root", "group_regex", "path_column", "label_column", "uncertain")
-        }
+        texts |= {"log_to", "uncertain", "path_column", "label_column", "distributed.coordinator", "salt_file"}
+        of_probe = ("data", "data_root", "group_regex", "path_column", "label_column", "uncertain", "salt_file")
+        texts |= {f"probe.{name}" for name in of_probe}
         assert named - texts - UNBOUNDED == {key for whose, key in EXPECTED if whose is config}
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.data.decode import check_headers
 from dinojax.data.duplicates import find_duplicates
 from dinojax.data.facts import data_facts, describe_classes, render
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_records
 from dinojax.data.records import Fold
 from dinojax.data.splits import describe_folds, make_folds
@@ -37,7 +37,7 @@ def test_equal_files_are_found_by_content(tmp_path: Path) -> None:
 
 
 def test_the_block_names_classes_parts_and_leaks(tmp_path: Path) -> None:
-    records, headers = check_headers(read_records(str(write_class_folders(tmp_path)), labelled=True))
+    records, headers = open_images(read_records(str(write_class_folders(tmp_path)), labelled=True))
     fold = Fold(train=np.array([0, 1, 4]), val=np.array([2, 5]), test=np.array([3, 6]))
     shown = render(data_facts(records, headers, [fold], "1, as the data gives its parts")).splitlines()
     assert "classes:    'x' × 4, 'y' × 3 (positive: 'y')" in shown

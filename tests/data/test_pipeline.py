@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinojax.data.decode import BadFile
+from dinojax.data.formats import BadFile
 from dinojax.data.pipeline import evaluation_batches, prefetch, training_batches
 from dinojax.errors import RunError, UsageError
 

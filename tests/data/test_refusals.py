@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from dinojax.data.decode import check_headers, list_skipped
+from dinojax.data.headers import list_skipped
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_records
 from dinojax.errors import RunError, UsageError
 from tests.data.layouts import FOLDER, IMAGE, Layout, Link, classes, images, radimagenet, table, unnamed, write
@@ -248,8 +249,8 @@ CLASS_FOLDERS = {
         classes("a/images", "a/masks", "b/images", "b/masks"),
         Read("class folders", AB, 4, left_out=("a/masks, b/masks",)),
     ),
-    "a class of DICOM files": Case(
-        {**classes("a", "b"), "c/1.dcm": "", "c/2.dcm": ""}, unusable("c holds no image that is read (2 .dcm)")
+    "a class of files that are not read": Case(
+        {**classes("a", "b"), "c/1.heic": "", "c/2.heic": ""}, unusable("c holds no image that is read (2 .heic)")
     ),
     "a class of files without suffix": Case(
         {**classes("a", "b"), "c/IM0001": ""}, unusable("c holds no image that is read (1 without suffix)")
@@ -322,7 +323,7 @@ CLASS_FOLDERS = {
     ),
     "one class": Case(classes("a"), wrong("all 2 images are of one class, 'a'")),
     "one class, the other unread": Case(
-        {**classes("a"), "b/1.dcm": ""}, unusable("b holds no image that is read (1 .dcm)")
+        {**classes("a"), "b/1.heic": ""}, unusable("b holds no image that is read (1 .heic)")
     ),
     "a table beside images": Case(
         {**TWO, "labels.csv": "file,kind\n"}, unusable("2 images lie in no class folder", "give --data", "/labels.csv")
@@ -427,7 +428,7 @@ TABLES = {
         wrong("x.txt: its first line names an image", "path,label"),
         data="x.txt",
     ),
-    "a table of Excel's own": Case({"x.xlsx": b""}, unusable("only a table is read", ".csv"), data="x.xlsx"),
+    "a table of Excel's own": Case({"x.xlsx": b""}, unusable("only a table", ".csv"), data="x.xlsx"),
     "semicolons": Case(
         {**table("path;label;size", "1.png;a;1,5", "2.png;b;2,5"), **TWO},
         Read("/manifest.csv (separated by semicolons)", AB, 2, unread=("size",), tables=1),
@@ -608,7 +609,7 @@ def test_unlabelled_images_come_without_masks_and_second_names(tmp_path: Path) -
     layout = {
         **images("x/1.png", "x/1_mask.png", "images/a.png", "masks/a.png", ".git/1.png", "@eaDir/1.png", "top.png"),
         "x/z.png": Link("top.png"),
-        "x/1.dcm": "",
+        "x/1.heic": "",
     }
     records = read_records(str(write(tmp_path, layout)), labelled=False)
     assert records.paths.tolist() == ["images/a.png", "top.png", "x/1.png"]
@@ -617,7 +618,7 @@ def test_unlabelled_images_come_without_masks_and_second_names(tmp_path: Path) -
         "1 masks beside their images (such as x/1_mask.png)",
         "folders of masks beside images: masks",
         "system folders: .git, @eaDir",
-        "1 other files (1 .dcm)",
+        "1 other files (1 .heic)",
         "1 second names of the same file by links (such as x/z.png)",
     )
     assert unnamed(tmp_path, records, 0) == 0
@@ -646,7 +647,7 @@ def test_names_that_are_no_utf_8_are_refused_or_left_out(tmp_path: Path, labelle
     for path in (tmp_path / "a", tmp_path / "b"):
         for file in path.glob("[01].png"):
             Image.new("L", (4, 4)).save(file)
-    kept, headers = check_headers(records, on_bad_file="skip")
+    kept, headers = open_images(records, on_bad_file="skip")
     assert len(kept) == 4
     list_skipped(headers.bad, tmp_path / "skipped_files.csv")
     assert (tmp_path / "skipped_files.csv").read_text().splitlines()[1:] == [

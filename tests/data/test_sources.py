@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.data.decode import BadFile, check_headers, decode
+from dinojax.data.decode import decode
+from dinojax.data.files import TEXT
+from dinojax.data.formats import BadFile
+from dinojax.data.opening import open_images
 from dinojax.data.reading import read_records
+from dinojax.data.records import Records
 from dinojax.data.sources import ImageSource
 from dinojax.errors import RunError, UsageError
 
@@ -30,6 +34,11 @@ def write_csv(path: Path, *rows: tuple[object, ...]) -> Path:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
+
+
+def decoded(path: Path, frame: int = -1) -> np.ndarray:
+    """One file by itself."""
+    return decode(Records(path.parent, np.array([path.name], TEXT), np.array([frame], np.int32), ""), 0)
 
 
 def damage_pixels(path: Path) -> None:
@@ -202,7 +211,7 @@ TRAIN = "dataframe/breast_train_fold1.csv"
         (replace(TRAIN, "label", "kind"), [TRAIN, "no column label, acl_label", "filename, kind", "--label_column"]),
         (replace(TRAIN, "img/1.png,malignant", "img/1.png,"), [TRAIN, "row 2", "label is empty"]),
         (replace(TRAIN, "img/1.png,malignant", "img/1.png"), [TRAIN, "row 2", "1 values"]),
-        (replace(TRAIN, "img/1.png", "img/1.dcm"), [TRAIN, "row 2", "img/1.dcm", ".png"]),
+        (replace(TRAIN, "img/1.png", "img/1.heic"), [TRAIN, "row 2", "img/1.heic", ".png"]),
         (lambda task: (task / "dataframe/breast_val_fold2.csv").unlink(), ["breast_val_fold2.csv is missing"]),
         (lambda task: (task / TRAIN).rename(task / "dataframe/knee_train_fold1.csv"), ["breast, knee"]),
         (lambda task: (task / TRAIN).write_bytes(b"filename,label\n\xff\xfe,\n"), [TRAIN, "UTF-8"]),
@@ -239,13 +248,13 @@ def test_folders_are_refused(classes, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UsageError, match=r"no images found.*it is empty"):
         read_records(str(empty), labelled=False)
-    (empty / "scan.dcm").write_text("x")
-    with pytest.raises(UsageError, match=r"1 \.dcm"):
+    (empty / "scan.heic").write_text("x")
+    with pytest.raises(UsageError, match=r"1 \.heic"):
         read_records(str(empty), labelled=False)
     with pytest.raises(UsageError, match="no such file or folder"):
         read_records(str(empty / "nowhere"), labelled=False)
-    with pytest.raises(UsageError, match="CSV manifest"):
-        read_records(str(empty / "scan.dcm"), labelled=False)
+    with pytest.raises(UsageError, match="only a table"):
+        read_records(str(empty / "scan.heic"), labelled=False)
     with pytest.raises(UsageError, match="TFDS"):
         read_records("tfds:knee", labelled=False)
     with pytest.raises(UsageError, match=r"positive_class c: .* a, b"):
@@ -269,41 +278,44 @@ def test_folders_are_refused(classes, tmp_path_factory):
 def test_decode_keeps_one_channel_and_scales_sixteen_bits(tmp_path):
     for mode, channels in {"1": 1, "L": 1, "LA": 1, "P": 3, "RGB": 3, "RGBA": 3}.items():
         write_image(tmp_path / "x.png", 255, mode)
-        image = decode(tmp_path / "x.png")
+        image = decoded(tmp_path / "x.png")
         assert image.shape == (10, 12, channels)
         assert image.dtype == np.uint8
         assert (image == 255).all()
     wide = np.array([[0, 128, 129, 257, 1000, 65535]], np.uint16)
     for name in ("x.png", "x.tif"):
         Image.fromarray(wide).save(tmp_path / name)
-        assert decode(tmp_path / name)[0, :, 0].tolist() == [0, 0, 1, 1, 4, 255]
-    Image.fromarray(wide.astype(np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(BadFile, match=r"f.tif.*mode F"):
-        decode(tmp_path / "f.tif")
+        assert decoded(tmp_path / name)[0, :, 0].tolist() == [0, 0, 1, 1, 4, 255]
 
 
-def test_frames_are_named_or_refused(tmp_path):
+def test_frames_are_named_or_all_are_taken(tmp_path):
     pages = [Image.new("L", (4, 4), level) for level in (10, 20, 30)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
     with pytest.raises(BadFile, match="has 3 frames"):
-        decode(tmp_path / "stack.tif")
+        decoded(tmp_path / "stack.tif")
+    records, headers = open_images(read_records(str(tmp_path), labelled=False))
+    assert records.frames.tolist() == [0, 1, 2]
+    assert records.groups["volume_id"].tolist() == ["stack.tif"] * 3
+    assert "1 file of several images or slices: 3 in all" in headers.summary()
+    assert [int(decode(records, place).max()) for place in range(3)] == [10, 20, 30]
     table = write_csv(tmp_path / "manifest.csv", ("path", "frame"), ("stack.tif", 2), ("stack.tif", 0))
     source = ImageSource(read_records(str(table), labelled=False), channels=1)
     assert [int(source[i]["image"].max()) for i in range(2)] == [30, 10]
     with pytest.raises(BadFile, match=r"stack.tif"):
-        decode(tmp_path / "stack.tif", 3)
+        decoded(tmp_path / "stack.tif", 3)
 
 
 def test_headers_count_modes_and_sizes(classes):
-    records, headers = check_headers(read_records(str(classes), labelled=True))
+    records, headers = open_images(read_records(str(classes), labelled=True))
     assert (headers.grey, headers.colour, headers.channels) == (5, 0, 1)
     write_image(classes / "a/z.png", mode="RGB", size=(30, 20))
     Image.fromarray(np.zeros((2, 2), np.uint16)).save(classes / "a/y.png")
-    records, headers = check_headers(read_records(str(classes), labelled=True))
-    assert (headers.grey, headers.colour, headers.channels, headers.sixteen_bits) == (6, 1, 3, 1)
+    records, headers = open_images(read_records(str(classes), labelled=True))
+    assert (headers.grey, headers.colour, headers.channels) == (6, 1, 3)
+    assert headers.groups == {"8 bits": 6, "more than 8 bits": 1}
     assert (headers.smallest, headers.largest) == ((2, 2), (30, 20))
     assert len(records) == 7
-    assert "3 headers checked" in check_headers(records, limit=3)[1].summary()
+    assert "3 of 7, evenly spaced headers read" in open_images(records, limit=3)[1].summary()
 
 
 def test_unreadable_headers_stop_or_are_left_out(task):
@@ -311,8 +323,8 @@ def test_unreadable_headers_stop_or_are_left_out(task):
     (task / "img/4.png").write_text("no image")
     records = read_records(str(task), labelled=True)
     with pytest.raises(RunError, match=r"2 of 6 files .*img/2.png.*img/4.png.*on_bad_file skip"):
-        check_headers(records)
-    kept, headers = check_headers(records, on_bad_file="skip")
+        open_images(records)
+    kept, headers = open_images(records, on_bad_file="skip")
     assert [path for path, _ in headers.bad] == ["img/2.png", "img/4.png"]
     assert kept.paths.tolist() == ["img/0.png", "img/1.png", "img/3.png", "img/5.png"]
     assert kept.labels is not None
@@ -324,7 +336,7 @@ def test_unreadable_headers_stop_or_are_left_out(task):
     for path in (task / "img").iterdir():
         path.write_text("no image")
     with pytest.raises(RunError, match="6 of 6"):
-        check_headers(records, on_bad_file="skip")
+        open_images(records, on_bad_file="skip")
 
 
 def test_source_gives_labels_indices_and_channels(classes):
@@ -346,7 +358,7 @@ def test_a_file_unreadable_later_stops_naming_file_and_row(tmp_path):
     write_image(tmp_path / "1.jpg")
     damage_pixels(tmp_path / "2.jpg")
     table = write_csv(tmp_path / "m.csv", ("path",), ("1.jpg",), ("2.jpg",))
-    records, _ = check_headers(read_records(str(table), labelled=False))  # nothing wrong with the headers
+    records, _ = open_images(read_records(str(table), labelled=False))  # nothing wrong with the headers
     with pytest.raises(BadFile, match=r"2\.jpg.*m\.csv, row 3") as caught:
         ImageSource(records)[1]
     assert caught.value.status == 1
@@ -373,28 +385,28 @@ def test_the_cache_changes_nothing_and_keeps_its_budget(tmp_path, monkeypatch):
     for name in range(5):
         Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(tmp_path / f"{name}.png")
     records = read_records(str(tmp_path), labelled=False)
-    decoded: list[str] = []
+    names_read: list[str] = []
 
-    def counted(path: Path, frame: int = -1) -> np.ndarray:
-        decoded.append(path.name)
-        return decode(path, frame)
+    def counted(records: Records, place: int) -> np.ndarray:
+        names_read.append(records.file(place).name)
+        return decode(records, place)
 
     monkeypatch.setattr("dinojax.data.sources.decode", counted)
     plain = [ImageSource(records)[i]["image"] for i in range(5)]
-    decoded.clear()
+    names_read.clear()
     source = ImageSource(records, channels=3, cache_gib=3.5 * 16 * 16 * 3 / 2**30)  # room for three images of five
     for _ in range(2):
         for i, image in enumerate(plain):
             np.testing.assert_array_equal(source[i]["image"], image)
     names = [f"{name}.png" for name in range(5)]
-    assert decoded == [*names, *names[3:]]
+    assert names_read == [*names, *names[3:]]
 
     with pytest.raises(ValueError, match="read-only"):
         source[0]["image"][:] = 0
     copy = pickle.loads(pickle.dumps(source))
-    decoded.clear()
+    names_read.clear()
     np.testing.assert_array_equal(copy[0]["image"], plain[0])
-    assert decoded == ["0.png"]
+    assert names_read == ["0.png"]
     assert len(pickle.dumps(source)) == len(pickle.dumps(ImageSource(records, channels=3, cache_gib=source.cache_gib)))
 
 

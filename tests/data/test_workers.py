@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.data.decode import BadFile
+from dinojax.data.formats import BadFile
 from dinojax.data.pipeline import prefetch, training_batches
 from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource

@@ -25,7 +25,7 @@ def test_curves_are_drawn_anew_but_not_all_the_time(
 
     monkeypatch.setattr(outputs.time, "monotonic", lambda: now)
     monkeypatch.setattr(outputs.plots, "plot_metrics", plot)
-    curves = Curves(tmp_path, PretrainConfig("d", "o", batch_size=8))
+    curves = Curves(tmp_path, PretrainConfig(data="d", out="o", batch_size=8))
     for _ in range(100):
         curves.redraw()
         now += 1
@@ -38,7 +38,7 @@ def test_curves_are_drawn_anew_but_not_all_the_time(
 
 
 def test_a_failure_leaves_the_former_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    curves = Curves(tmp_path, PretrainConfig("d", "o"))
+    curves = Curves(tmp_path, PretrainConfig(data="d", out="o"))
     line = {"step": 1, "loss": 6.0, "prototypes_used": 0.001}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     curves.draw()

@@ -315,7 +315,7 @@ def test_preprocess_fits_channels_to_the_model() -> None:
     [
         (np.zeros((14, 14, 3), np.uint8), r"\[B, H, W, C\]"),
         (np.zeros((1, 14, 14, 4), np.uint8), "4 channels"),
-        (np.zeros((1, 14, 14, 3), np.uint16), "window"),
+        (np.zeros((1, 14, 14, 3), np.uint16), "uint16 images need a range"),
         (np.zeros((1, 14, 14, 3), np.int32), "int32"),
         (np.full((1, 14, 14, 3), 255.0), r"0\.\.1"),
         (np.full((1, 14, 14, 3), np.nan, np.float32), r"0\.\.1"),

@@ -14,6 +14,7 @@ from dinojax import preprocess, tree
 from dinojax.augment import geometry
 from dinojax.config.pretrain import ProbeConfig
 from dinojax.data.decode import decode
+from dinojax.data.reading import read_records
 from dinojax.errors import RunError, UsageError
 from dinojax.models import VisionTransformer, create_transformer
 from dinojax.protocols.pixels import grey_pixels
@@ -56,7 +57,9 @@ def loop(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, k: int) -
 
 def test_constant_features_give_chance(tmp_path: Path) -> None:
     probe = Probe(
-        tiny(), ProbeConfig(str(write_images(tmp_path / "data", "".join(name * 25 for name in "abcd"))), k=5), size=28
+        tiny(),
+        ProbeConfig(data=str(write_images(tmp_path / "data", "".join(name * 25 for name in "abcd"))), k=5),
+        size=28,
     )
     constant = {path: jax.numpy.zeros_like(value) for path, value in tree.split(tiny())[1].items()}
     assert probe.measure(constant)["probe"] == 0.25
@@ -65,9 +68,9 @@ def test_constant_features_give_chance(tmp_path: Path) -> None:
 def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     classes, patients = "aabbccabcabcaabbcc", "112233445566778899"
     data, model = write_images(tmp_path / "data", classes, patients), tiny()
-    probe = Probe(model, ProbeConfig(str(data), k=5), size=28)
-    decoded = [decode(data / f"{number:03}.png") for number in range(18)]
-    resized = [geometry.square(image, 28) for image in decoded]
+    probe = Probe(model, ProbeConfig(data=str(data), k=5), size=28)
+    records = read_records(str(data), labelled=True)
+    resized = [geometry.square(decode(records, place), 28) for place in range(18)]
     token = jax.jit(lambda image: model(preprocess(image[None], model)).pooled[0])
     tokens = np.stack([token(image) for image in resized])
     np.testing.assert_allclose(probe.features(tree.split(model)[1]), tokens, atol=1e-5)
@@ -76,14 +79,22 @@ def test_the_probe_equals_a_loop_over_images(tmp_path: Path) -> None:
     found = probe.measure(tree.split(model)[1])
     assert found["probe"] == right.mean()
     assert found["probe_balanced"] == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
-    pixels = loop(np.stack([grey_pixels(image) for image in decoded]), labels, groups, 5).argmax(1) == labels
+    pixels = (
+        loop(
+            np.stack([grey_pixels(image) for image in (decode(records, place) for place in range(18))]),
+            labels,
+            groups,
+            5,
+        ).argmax(1)
+        == labels
+    )
     expected = {"probe_pixels": pixels.mean(), "probe_majority": pytest.approx(6 / 18), "probe_images": 18}
     assert probe.baselines() == expected
     assert probe.summary.endswith("18 of 18 images of a data set without parts; 6 a, 6 b, 6 c; 9 patients")
 
 
 def test_other_parameters_and_devices_need_no_other_program(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    probe = Probe(tiny(), ProbeConfig(str(write_images(tmp_path / "data", "ab" * 40))), size=28)
+    probe = Probe(tiny(), ProbeConfig(data=str(write_images(tmp_path / "data", "ab" * 40))), size=28)
     params = [tree.split(tiny(seed))[1] for seed in (0, 1)]
     first = probe.features(params[0])
     assert first.shape == (80, 32)
@@ -97,9 +108,9 @@ def test_other_parameters_and_devices_need_no_other_program(tmp_path: Path, capl
 
 def test_a_choice_of_images_keeps_the_classes_shares(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", "a" * 30 + "b" * 20 + "c" * 10)
-    probe = Probe(tiny(), ProbeConfig(str(data), k=3, images=12), size=28)
+    probe = Probe(tiny(), ProbeConfig(data=str(data), k=3, images=12), size=28)
     np.testing.assert_array_equal(np.bincount(probe.labels), [6, 4, 2])
-    assert len(Probe(tiny(), ProbeConfig(str(data), k=3, images=60), size=28).labels) == 60
+    assert len(Probe(tiny(), ProbeConfig(data=str(data), k=3, images=60), size=28).labels) == 60
 
 
 def test_only_the_training_part_is_looked_at(tmp_path: Path) -> None:
@@ -107,14 +118,14 @@ def test_only_the_training_part_is_looked_at(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", "ab" * 8, splits=splits)
     for number in range(8, 16):
         (data / f"{number:03}.png").write_bytes(b"no image")
-    probe = Probe(tiny(), ProbeConfig(str(data), k=3), size=28)
+    probe = Probe(tiny(), ProbeConfig(data=str(data), k=3), size=28)
     assert len(probe.labels) == 8
     assert "8 of 8 images of the training part; 4 a, 4 b; no patients known" in probe.summary
 
 
 def test_the_patient_may_stand_in_the_path(tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", "ab" * 8)
-    probe = Probe(tiny(), ProbeConfig(str(data), k=3, group_regex=r"\d(\d)\d\.png"), size=28)
+    probe = Probe(tiny(), ProbeConfig(data=str(data), k=3, group_regex=r"\d(\d)\d\.png"), size=28)
     np.testing.assert_array_equal(probe.groups, [0] * 10 + [1] * 6)
 
 
@@ -123,10 +134,10 @@ def test_unreadable_images_may_be_left_out(tmp_path: Path) -> None:
     (data / "003.png").write_bytes(b"no image")
     whole = (data / "004.png").read_bytes()
     (data / "004.png").write_bytes(whole[: len(whole) // 2])
-    probe = Probe(tiny(channels=3), ProbeConfig(str(data), k=3), size=28, on_bad_file="skip")
+    probe = Probe(tiny(channels=3), ProbeConfig(data=str(data), k=3), size=28, on_bad_file="skip")
     np.testing.assert_array_equal(probe.labels, [0, 1, 0] + [1, 0] * 5 + [1])
     with pytest.raises(RunError, match=r"003\.png"):
-        Probe(tiny(), ProbeConfig(str(data), k=3), size=28)
+        Probe(tiny(), ProbeConfig(data=str(data), k=3), size=28)
 
 
 @pytest.mark.parametrize(
@@ -144,15 +155,15 @@ def test_data_that_cannot_be_probed(
 ) -> None:
     data = write_images(tmp_path / "data", classes, patients, splits)
     with pytest.raises(UsageError, match=rf"^probe\.data.*{message}[^\n]*$"):
-        Probe(tiny(), ProbeConfig(str(data), k=8), size=28)
+        Probe(tiny(), ProbeConfig(data=str(data), k=8), size=28)
 
 
 def test_options_are_named_as_the_configuration_names_them(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^probe\.data nowhere: no such file or folder$"):
-        Probe(tiny(), ProbeConfig("nowhere"), size=28)
+        Probe(tiny(), ProbeConfig(data="nowhere"), size=28)
     data = write_images(tmp_path / "data", "ab")
     with pytest.raises(UsageError, match=r"^probe\.group_regex x: has no group"):
-        Probe(tiny(), ProbeConfig(str(data), group_regex="x"), size=28)
+        Probe(tiny(), ProbeConfig(data=str(data), group_regex="x"), size=28)
 
 
 def run_of(steps: int) -> list[dict]:

@@ -41,7 +41,7 @@ def test_the_model_of_init_is_recorded(tmp_path: Path) -> None:
     form = ModelConfig("vitt14_reg4", 32, 1, 2, 28, 1, "gelu", None)
     assert with_model_of_init(given) == dataclasses.replace(given, model=form)
     assert with_model_of_init(with_model_of_init(given)) == with_model_of_init(given)
-    pretraining = PretrainConfig("d", "o", init=given.init)
+    pretraining = PretrainConfig(data="d", out="o", init=given.init)
     assert with_model_of_init(pretraining).model == form
     resampled = with_model_of_init(dataclasses.replace(pretraining, positions="resample"))
     assert resampled.model == dataclasses.replace(form, image_size=224)

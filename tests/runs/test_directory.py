@@ -136,14 +136,14 @@ def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str) -> None:
 def test_checkpoints_without_their_configuration_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"has checkpoints but no config\.yaml"):
-        check_config(PretrainConfig("d", "o"), tmp_path)
+        check_config(PretrainConfig(data="d", out="o"), tmp_path)
 
 
 def test_a_renamed_folder_is_accepted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, paths = tmp_path / "run", ["a.png", "b.png"]
-    write_config(PretrainConfig("old", "o"), run)
+    write_config(PretrainConfig(data="old", out="o"), run)
     pin_data(run, paths, accept=False)
-    renamed = PretrainConfig("new", "o")
+    renamed = PretrainConfig(data="new", out="o")
     with pytest.raises(UsageError, match=r"data was 'old', is 'new'; .*--accept_changes data, .*moved or renamed"):
         check_config(renamed, run)
     check_config(renamed, run, ["data"])
