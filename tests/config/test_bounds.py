@@ -35,9 +35,12 @@ for config, groups in (
         PRETRAIN,
         (
             (SEED, "seed"),
-            (ABOVE_0, "batch_size epochs steps steps_per_epoch groups accumulate log_every checkpoint_every"),
+            (
+                ABOVE_0,
+                "input_channels batch_size epochs steps steps_per_epoch groups accumulate log_every checkpoint_every",
+            ),
             (ABOVE_0, "keep_checkpoints probe.every probe.k probe.images"),
-            (ABOVE_0, "model.width model.depth model.heads model.image_size"),
+            (ABOVE_0, "model.width model.depth model.heads model.image_size model.channels"),
             (ABOVE_0, "head.hidden head.bottleneck head.layers ibot_head.hidden ibot_head.bottleneck ibot_head.layers"),
             (ABOVE_0, "loss.student_temperature loss.koleo_eps teacher.temperature teacher.temperature_start"),
             (ABOVE_0, "optim.lr optim.layer_decay"),
@@ -62,7 +65,8 @@ for config, groups in (
         FINETUNE,
         (
             (SEED, "seed fold_seed"),
-            (ABOVE_0, "folds image_size epochs model.width model.depth model.heads model.image_size"),
+            (ABOVE_0, "folds image_size input_channels epochs"),
+            (ABOVE_0, "model.width model.depth model.heads model.image_size model.channels"),
             (FROM_0, "weight_decay threads fsdp classifier.hidden augment.rotation augment.shear augment.shift"),
             (SHARE, "augment.horizontal_flip"),
             (RANGE_FROM_0, "augment.scale"),
@@ -74,7 +78,7 @@ for config, groups in (
         EXPECTED |= {(config, key): (refused, key) for key in keys.split()}
 
 UNBOUNDED = {
-    *("crops.global_size", "crops.local_size", "photometry.hue", "model.layer_scale", "model.channels"),
+    *("crops.global_size", "crops.local_size", "photometry.hue", "model.layer_scale"),
     "distributed.processes",
 }
 
