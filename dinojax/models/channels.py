@@ -54,31 +54,40 @@ def inflate_channels(model: Backbone, channels: int) -> Backbone:
         raise ValueError(f"channels must be 1 or more, got {channels}")
     form = model.preprocessing
     if isinstance(model, VisionTransformer):
-        made = nnx.clone(model)
-        embedding = PatchEmbed(model.patch_embed.size, channels, model.width, nnx.Rngs(0))
-        kernel, offset = _folded(model.patch_embed.proj.kernel[...], form, channels)
-        assert model.patch_embed.proj.bias is not None
-        bias = model.patch_embed.proj.bias[...]
-        embedding.proj.kernel = nnx.Param(kernel)
-        embedding.proj.bias = nnx.Param((bias - offset).astype(bias.dtype))
-        made.patch_embed, mean = embedding, 0.0
+        made, mean = _inflated_transformer(model, channels), 0.0
     elif isinstance(model, ResNet):
-        made, mean = nnx.clone(model), form.mean[0]
-        if set(form.mean) != {mean}:
-            raise ValueError(
-                f"a {model.name} pads with zeros, which stand for the mean, and its channels' means {form.mean} "
-                "differ: no kernel of one channel gives the same at the image's border"
-            )
-        old = model.conv1
-        conv = Conv(channels, old.kernel.shape[-1], old.kernel.shape[0], old.stride, old.bias is not None, nnx.Rngs(0))
-        conv.kernel = nnx.Param(_folded(old.kernel[...], form, channels)[0])
-        if old.bias is not None:
-            conv.bias = nnx.Param(old.bias[...])
-        made.conv1 = conv
+        made, mean = _inflated_resnet(model, channels), form.mean[0]
     else:
         raise ValueError(f"a {type(model).__name__} has no first layer whose channels could be folded")
-    made.arguments, made.channels = dataclasses.replace(model.arguments, channels=channels), channels
+    made.channels = channels
     made.preprocessing = dataclasses.replace(form, mean=(mean,) * channels, std=(1.0,) * channels, order="RGB")
+    return made
+
+
+def _inflated_transformer(model: VisionTransformer, channels: int) -> VisionTransformer:
+    made, old = nnx.clone(model), model.patch_embed
+    new = PatchEmbed(old.size, channels, model.width, nnx.Rngs(0))
+    kernel, offset = _folded(old.proj.kernel[...], model.preprocessing, channels)
+    assert old.proj.bias is not None
+    bias = old.proj.bias[...]
+    new.proj.kernel, new.proj.bias = nnx.Param(kernel), nnx.Param((bias - offset).astype(bias.dtype))
+    made.patch_embed, made.arguments = new, dataclasses.replace(model.arguments, channels=channels)
+    return made
+
+
+def _inflated_resnet(model: ResNet, channels: int) -> ResNet:
+    made, old, means = nnx.clone(model), model.conv1, model.preprocessing.mean
+    if len(set(means)) > 1:
+        raise ValueError(
+            f"a {model.name} pads with zeros, which stand for the mean, and its channels' means {means} differ: "
+            "no kernel of one channel gives the same at the image's border"
+        )
+    size, _, _, outputs = old.kernel.shape
+    new = Conv(channels, outputs, size, old.stride, old.bias is not None, nnx.Rngs(0))
+    new.kernel = nnx.Param(_folded(old.kernel[...], model.preprocessing, channels)[0])
+    if old.bias is not None:
+        new.bias = nnx.Param(old.bias[...])
+    made.conv1, made.arguments = new, dataclasses.replace(model.arguments, channels=channels)
     return made
 
 
