@@ -2,8 +2,8 @@
 
     python scripts/bench_channels.py
 
-Grey uint8 images of 224 pixels go through the program of `evaluate` and come back as features. Three contenders: the RGB
-model on images of three equal channels, as a loader of RGB makes them; the RGB model on one channel that is repeated on
+Grey uint8 images of 224 pixels go through the program of `evaluate` and come back as features. Three contenders: the
+RGB model on images of three equal channels, as a loader of RGB makes them; the RGB model on one channel repeated on
 the device, as every run here does it; the folded model. Then the input alone: uint8 to patch tokens. The features are
 compared first; all are timed in interleaved rounds, of which the fastest counts, as others may use the machine.
 """

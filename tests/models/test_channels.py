@@ -92,7 +92,9 @@ def test_one_channel_gives_what_three_equal_ones_give(kind: dict, size: int) -> 
 
 
 @pytest.mark.parametrize("channels", [2, 3, 5])
-@pytest.mark.parametrize("kind", [of("vitt14"), of("vitt14_reg4"), of("resnet50", form=EVEN)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [of("vitt14"), of("vitt14_reg4"), of("resnet50", form=EVEN)], ids=lambda kind: kind["name"]
+)
 def test_n_equal_channels_give_what_three_equal_ones_give(kind: dict, channels: int) -> None:
     model, images = trained(**kind), grey()
     many = inflate_channels(model, channels)
