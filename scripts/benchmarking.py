@@ -9,8 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds a call. Every round calls each once, so that other work on the machine falls on all of them."""
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    summary: Callable[[list[float]], float] = statistics.median,
+) -> dict[str, float]:
+    """Median seconds a call, or another summary of a contender's seconds.
+
+    Every round calls each once, so that other work on the machine falls on all of them.
+    """
     for run in contenders.values():
         run()  # compiles, and fills caches
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -19,7 +26,7 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
             began = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: summary(found) for name, found in seconds.items()}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,8 +16,8 @@ class ModelConfig:
     heads: PositiveInt | None = None
     image_size: PositiveInt | None = None
     """Side of the image, in pixels, whose patch grid the positional embeddings have."""
-    channels: Literal[1, 3] | None = None
-    """1 for a backbone that reads grey images, 3 for RGB."""
+    channels: PositiveInt | None = None
+    """1 for a backbone that reads grey images, 3 for RGB, N for as many images of a place, such as MR sequences."""
     mlp: Literal["gelu", "swiglu"] | None = None
     """Of the blocks: two layers with GELU, or SiLU-gated as in ViT-g."""
     layer_scale: float | None = 1e-5

@@ -204,6 +204,10 @@ class PretrainConfig(ImagesConfig):
     """A model directory to continue from; without it, `model` is trained from random weights."""
     init_heads: Literal["auto", "fresh"] = "auto"
     """`auto` continues with the projection heads in `init`, if there are any; `fresh` starts from new ones."""
+    input_channels: PositiveInt | None = None
+    """Channels that the model is made to read; null: as the checkpoint. 1 folds an RGB checkpoint: the same features of
+    grey images for a third of the input, and colour becomes luminance. Of N others, such as MR sequences, each gets an
+    equal share of its weights."""
     head_warmup_steps: NonNegativeInt = 0
     """Steps at the beginning in which the backbone is frozen and only the heads are trained, at the peak learning rate;
     they count among `steps`, and the schedules begin after them. For released weights, which come without heads."""

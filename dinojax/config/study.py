@@ -18,6 +18,10 @@ class StudyConfig(LabelledConfig):
     """The run's directory; the same command resumes."""
     init: str | None = None
     """A model directory to start from; without it, `model` with random weights."""
+    input_channels: PositiveInt | None = None
+    """Channels that the model is made to read; null: as the checkpoint. 1 folds an RGB checkpoint: the same features of
+    grey images for a third of the input, and colour becomes luminance. Of N others, such as MR sequences, each gets an
+    equal share of its weights."""
     task: str | None = None
     """Name of the task in tables; by default that of the data's folder."""
     starting_point: str | None = None

@@ -34,7 +34,8 @@ from dinojax.dino.modules import make_projections, resample_positions
 from dinojax.dino.state import Timeline, TrainState, init_state, make_optimizer, make_schedules, split_modules
 from dinojax.dino.step import make_train_step
 from dinojax.errors import UsageError
-from dinojax.models import Backbone, VisionTransformer, create_transformer
+from dinojax.models import Backbone, VisionTransformer, as_transformer, create_transformer
+from dinojax.models.channels import check_readable, with_input_channels
 from dinojax.models.preprocessing import keep_intensity, model_input
 from dinojax.models.store import head_left_out, load_transformer
 from dinojax.protocols.probe import Probe
@@ -230,7 +231,12 @@ def batch_multiple(config: PretrainConfig) -> int:
 
 
 def make_backbone(config: PretrainConfig) -> VisionTransformer:
-    """The model of `init`, or one with random weights; UsageError if its patches do not divide the crops."""
+    """The model of `init`, or one with random weights, with the channels that this run uses.
+
+    Raises:
+      UsageError: there is no such model, its patches do not divide the crops, or it cannot be made to read so many
+        channels.
+    """
     training = ("drop_path", "drop_path_uniform", "drop_path_subset", "loop_blocks")
     given = {name: getattr(config, name) for name in training}
     if config.init is not None:
@@ -247,7 +253,7 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
     for name, size in sizes.items():
         if size <= 0 or size % patch:
             raise UsageError(f"crops.{name}_size {size} is not a multiple of the patch size, {patch}")
-    return backbone
+    return as_transformer(with_input_channels(backbone, config.input_channels), "patches to mask")
 
 
 def open_source(config: PretrainConfig, backbone: Backbone) -> tuple[ImageSource, Headers]:
@@ -256,7 +262,7 @@ def open_source(config: PretrainConfig, backbone: Backbone) -> tuple[ImageSource
     The backbone keeps how their values become grey levels.
 
     Raises:
-      UsageError: they are fewer than a batch; or there are none.
+      UsageError: they are fewer than a batch; or there are none; or they have other channels than the model reads.
       RunError: they show nothing, or all the same; or the processes of a run have different images or configurations.
     """
     records = read_records(
@@ -270,6 +276,7 @@ def open_source(config: PretrainConfig, backbone: Backbone) -> tuple[ImageSource
     rules = backbone.preprocessing.intensity
     records, headers = open_images(records, config, on_bad_file=config.on_bad_file, known=rules)
     keep_intensity(backbone, headers.rules)
+    check_readable(backbone.channels, headers.channels)
     if len(records) < config.batch_size:
         what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
         raise UsageError(f"{what}; lower it")

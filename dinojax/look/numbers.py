@@ -21,6 +21,7 @@ from dinojax.augment import geometry
 from dinojax.data.memory import decode_all
 from dinojax.data.records import Records
 from dinojax.models import Backbone, VisionTransformer, as_transformer
+from dinojax.models.channels import check_readable
 from dinojax.protocols.features import FeatureRunner, pooled
 
 PUBLISHED_CUTOFF = 150.0
@@ -49,6 +50,7 @@ def read_images(records: Records, places: np.ndarray, model: Backbone, size: int
 
     Raises:
       RunError: an image cannot be read.
+      UsageError: the images have other channels than the model reads.
       ValueError: the model cannot read images of this size.
     """
     side = model.preprocessing.size if size is None else size
@@ -57,6 +59,7 @@ def read_images(records: Records, places: np.ndarray, model: Backbone, size: int
     channels = 1 if model.channels == 1 else 3
     decoded = decode_all(records.take(places), {"image": view}, channels=channels, threads=2, on_bad_file="stop")
     images = decoded.views["image"]
+    check_readable(model.channels, images.shape[3])
     return np.repeat(images, model.channels, axis=3) if images.shape[3] == 1 else images
 
 

@@ -1,5 +1,6 @@
 """Backbones by name, their features, and the directories that hold them."""
 
+from dinojax.models.channels import inflate_channels, to_one_channel
 from dinojax.models.preprocessing import Backbone, Features, Preprocessing, preprocess
 from dinojax.models.resnet import ResNet, ResNetArguments
 from dinojax.models.vit import VisionTransformer, ViTArguments, as_transformer
@@ -28,6 +29,8 @@ __all__ = [
     "build",
     "create_model",
     "create_transformer",
+    "inflate_channels",
     "model_names",
     "preprocess",
+    "to_one_channel",
 ]

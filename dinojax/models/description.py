@@ -24,8 +24,12 @@ def describe_model(backbone: Backbone, origin: str, size: int) -> str:
       size: side in pixels of the images that it is given.
     """
     count = sum(array.size for array in tree.weights(backbone).values())
-    colours = {1: "grey", 3: backbone.preprocessing.order}[backbone.channels]
-    return f"{model_name(backbone)} of {origin}: {count:,} parameters; reads {colours} images of {size} pixels"
+    channels = backbone.channels
+    reads = {1: "grey images", 3: f"{backbone.preprocessing.order} images"}.get(
+        channels, f"images of {channels} channels"
+    )
+    reads += f" of {size} pixels" + (" (colour becomes luminance)" if channels == 1 else "")
+    return f"{model_name(backbone)} of {origin}: {count:,} parameters; reads {reads}"
 
 
 def _text(value: Any) -> str:

@@ -80,7 +80,7 @@ class Backbone(Protocol):
     width: int
     """D, the width of the features."""
     channels: int
-    """C, the channels that the model reads: 1 or 3."""
+    """C, the channels that the model reads: 1 (grey), 3 (RGB), or N images of a place, such as MR sequences."""
     preprocessing: Preprocessing
 
     @property
@@ -121,21 +121,29 @@ class Backbone(Protocol):
 
 
 def to_channels(images: jax.Array, channels: int) -> jax.Array:
-    """[..., 1 or 3] to [..., channels]: grey is repeated, RGB becomes luminance; else ValueError."""
+    """Images as a model of 1 or 3 channels reads them: grey is repeated to RGB, RGB becomes luminance. As many channels
+    as the model has are taken as they are; else ValueError."""
     given = images.shape[-1]
     if given == channels:
         return images
-    if given == 1:
+    if given == 1 and channels == 3:
         return jnp.repeat(images, channels, axis=-1)
     if given == 3 and channels == 1:
         red, green, blue = (weight * images[..., i : i + 1] for i, weight in enumerate(LUMINANCE))
         return red + green + blue
     hint = ""
-    if images.ndim == 4 and images.shape[1] in (1, 3):
+    if images.ndim == 4 and images.shape[1] in _channel_counts(channels):
         hint = "; they seem to stand channels first; pass np.moveaxis(images, 1, -1)"
-    elif given == 4:
+    elif given == 4 and channels in (1, 3):
         hint = "; without alpha pass images[..., :3]"
-    raise ValueError(f"images have {given} channels, the model reads {channels}{hint}")
+    elif given == 1:  # repeated, it would stand for images that were never taken
+        hint = f"; pass the {channels} images of a place, such as MR sequences, stacked along the last axis"
+    raise ValueError(f"images have {given} channel{'s' * (given != 1)}, the model reads {channels}{hint}")
+
+
+def _channel_counts(channels: int) -> tuple[int, ...]:
+    """Numbers of channels that images for a model may have."""
+    return (1, 3) if channels in (1, 3) else (channels,)
 
 
 def normalise(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
@@ -152,7 +160,7 @@ def denormalise(images: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def model_input(images: jax.Array, model: Backbone) -> jax.Array:
-    """Images in 0..1 [..., 1 or 3] as the model reads them, [..., model.channels]: its channels, their order,
+    """Images in 0..1 [..., C] as the model reads them, [..., model.channels]: its channels, their order,
     standardised. Every input of a model is made here, in training as elsewhere.
 
     Raises:
@@ -168,8 +176,8 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
     """Turns images into the model's input.
 
     Args:
-      images: [B, H, W, C] with C 1 or 3; uint8 in 0..255, uint16 where the model stores their range, or floating point
-        in 0..1.
+      images: [B, H, W, C] with C 1 or 3, or as many as the model reads; uint8 in 0..255, uint16 where the model stores
+        their range, or floating point in 0..1.
       model: that they are for.
       size: side in pixels to resize to (bicubic, antialiased); None keeps their size.
 
@@ -184,7 +192,9 @@ def preprocess(images: np.ndarray | jax.Array, model: Backbone, size: int | None
     if not hasattr(images, "ndim"):
         raise TypeError(f"images must be an array [B, H, W, C], got {_instead(images)}")
     if images.ndim != 4:
-        raise ValueError(f"images must be [B, H, W, C], got shape {images.shape}; {_with_axes(images.shape)}")
+        raise ValueError(
+            f"images must be [B, H, W, C], got shape {images.shape}; {_with_axes(images.shape, model.channels)}"
+        )
     x = to_channels(_to_unit_range(images, model.preprocessing), model.channels)
     if size is not None and x.shape[1:3] != (size, size):
         x = jnp.clip(jax.image.resize(x, (len(x), size, size, x.shape[-1]), "cubic"), 0.0, 1.0)
@@ -204,13 +214,14 @@ def _instead(given: object) -> str:
     return f"a {type(given).__name__}; pass a NumPy or JAX array"
 
 
-def _with_axes(shape: tuple[int, ...]) -> str:
-    """How to make [B, H, W, C] of an array of another number of axes."""
+def _with_axes(shape: tuple[int, ...], channels: int) -> str:
+    """How to make [B, H, W, C] of an array of another number of axes, for a model of so many channels."""
+    counts = _channel_counts(channels)
     if len(shape) == 2:
         return "for one grey image [H, W] pass images[None, ..., None]"
-    if len(shape) == 3 and shape[-1] in (1, 3):
+    if len(shape) == 3 and shape[-1] in counts:
         return "for one image [H, W, C] pass images[None]"
-    if len(shape) == 3 and shape[0] in (1, 3):
+    if len(shape) == 3 and shape[0] in counts:
         return "for one image [C, H, W] pass np.moveaxis(images, 0, -1)[None]"
     if len(shape) == 3:
         return "for a batch of grey images [B, H, W] pass images[..., None]"

@@ -26,6 +26,7 @@ from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
 from dinojax.levels import Rule
 from dinojax.models import Backbone, Preprocessing, create_model
+from dinojax.models.channels import check_readable, with_input_channels
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
 from dinojax.models.store import head_left_out, load_backbone, write_model
@@ -43,10 +44,11 @@ _BATCH = 64  # images whose features a device computes at a time
 
 
 def make_backbone(config: StudyConfig) -> Backbone:
-    """The model of `init`, or one with random weights, with the preprocessing that this study uses.
+    """The model of `init`, or one with random weights, with the preprocessing and the channels that this study uses.
 
     Raises:
-      UsageError: there is no such model, or it does not read images of this size.
+      UsageError: there is no such model, or it does not read images of this size or cannot be made to read so many
+        channels.
     """
     if config.init is not None:
         if note := head_left_out(config.init):
@@ -65,7 +67,8 @@ def make_backbone(config: StudyConfig) -> Backbone:
     if config.normalisation == "none":
         plain = Preprocessing(size, (0.0,) * backbone.channels, (1.0,) * backbone.channels)
         backbone.preprocessing = dataclasses.replace(plain, intensity=backbone.preprocessing.intensity)
-    return backbone
+    # After the normalisation, so that what is folded is what the study would feed to all channels.
+    return with_input_channels(backbone, config.input_channels)
 
 
 class Cases(NamedTuple):
@@ -98,6 +101,7 @@ def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Case
 
 def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
     """All images in memory: squares for the model (`image`), and small grey ones for the baseline (`pixels`)."""
+    check_readable(backbone.channels, cases.headers.channels)
     decoded = decode_all(
         cases.records,
         {"image": partial(geometry.square, size=backbone.preprocessing.size), "pixels": pixels.grey_pixels},
@@ -115,6 +119,7 @@ def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Deco
       The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
     """
     records, headers, _ = cases
+    check_readable(backbone.channels, headers.channels)
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
 

@@ -21,6 +21,7 @@ from dinojax.data.records import Records
 from dinojax.errors import RunError, UsageError
 from dinojax.levels import Rule
 from dinojax.models import Backbone
+from dinojax.models.channels import check_readable
 from dinojax.protocols.features import FeatureRunner, pooled
 from dinojax.protocols.knn import nearest, vote
 from dinojax.protocols.pixels import grey_pixels
@@ -75,6 +76,7 @@ class Probe:
             on_bad_file=on_bad_file,
         )
         self._images, self._pixels, kept = decoded.views["image"], decoded.views["pixels"], decoded.records
+        check_readable(model.channels, self._images.shape[-1])
         assert kept.labels is not None
         present, self.labels = np.unique(kept.labels, return_inverse=True)
         self.groups = kept.units

@@ -75,7 +75,8 @@ def finetuning_facts(
     factor = 3 if config.mode == "full" else 1
     images = sum(config.epochs * (factor * len(fold.train) + len(fold.val)) + len(fold.test) for fold in cases.folds)
     backbone = classifier.backbone
-    memory = len(cases.records) * backbone.preprocessing.size**2 * cases.headers.channels
+    channels = min(backbone.channels, cases.headers.channels)
+    memory = len(cases.records) * backbone.preprocessing.size**2 * channels
     folds = len(cases.folds)
     units = f"{counted(folds * settings, 'training')}: {counted(folds, 'fold')} × {counted(settings, 'setting')}"
     units += f", {counted(config.epochs, 'epoch')} each"

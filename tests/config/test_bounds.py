@@ -36,14 +36,17 @@ for config, groups in (
         PRETRAIN,
         (
             (SEED, "seed"),
-            (ABOVE_0, "batch_size epochs steps steps_per_epoch groups accumulate log_every checkpoint_every"),
+            (
+                ABOVE_0,
+                "input_channels batch_size epochs steps steps_per_epoch groups accumulate log_every checkpoint_every",
+            ),
             (ABOVE_0, "keep_checkpoints probe.every probe.k probe.images"),
             (ABOVE_0, "max_megapixels intensity.number slices.every slices.middle"),
             (ABOVE_0, "probe.max_megapixels probe.intensity.number probe.slices.every probe.slices.middle"),
             (FROM_0, "slices.time probe.slices.time window_jitter.width"),
             (SHARE, "window_jitter.probability window_jitter.centre"),
             (PERCENT, "intensity.percentiles probe.intensity.percentiles"),
-            (ABOVE_0, "model.width model.depth model.heads model.image_size"),
+            (ABOVE_0, "model.width model.depth model.heads model.image_size model.channels"),
             (ABOVE_0, "head.hidden head.bottleneck head.layers ibot_head.hidden ibot_head.bottleneck ibot_head.layers"),
             (ABOVE_0, "loss.student_temperature loss.koleo_eps teacher.temperature teacher.temperature_start"),
             (ABOVE_0, "optim.lr optim.layer_decay"),
@@ -71,7 +74,8 @@ for config, groups in (
             (ABOVE_0, "max_megapixels intensity.number slices.every slices.middle"),
             (FROM_0, "slices.time"),
             (PERCENT, "intensity.percentiles"),
-            (ABOVE_0, "folds image_size epochs model.width model.depth model.heads model.image_size"),
+            (ABOVE_0, "folds image_size input_channels epochs"),
+            (ABOVE_0, "model.width model.depth model.heads model.image_size model.channels"),
             (FROM_0, "weight_decay threads fsdp classifier.hidden augment.rotation augment.shear augment.shift"),
             (SHARE, "augment.horizontal_flip"),
             (RANGE_FROM_0, "augment.scale"),
@@ -83,7 +87,7 @@ for config, groups in (
         EXPECTED |= {(config, key): (refused, key) for key in keys.split()}
 
 UNBOUNDED = {
-    *("crops.global_size", "crops.local_size", "photometry.hue", "model.layer_scale", "model.channels"),
+    *("crops.global_size", "crops.local_size", "photometry.hue", "model.layer_scale"),
     *("distributed.processes", "intensity.range", "probe.intensity.range"),
 }
 

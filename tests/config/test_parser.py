@@ -70,7 +70,7 @@ def test_the_command_line_goes_before_the_preset() -> None:
         ([*REQUIRED, "--crops.locals", "-1"], "crops.locals"),
         ([*REQUIRED, "--crops.global_scale", "[0.5,1.5]"], "crops.global_scale"),
         ([*REQUIRED, "--guard.steps", "-1"], "guard.steps is -1"),
-        ([*REQUIRED, "--model.channels", "2"], "model.channels"),
+        ([*REQUIRED, "--model.channels", "2.5"], "model.channels"),
         ([*REQUIRED, "--optim.beta1", "1"], "optim.beta1"),
         ([*REQUIRED, "--drop_path", "1"], "drop_path"),
         ([*REQUIRED, "--head.prototypes", "1"], "head.prototypes"),

@@ -1,5 +1,6 @@
 """What a run's model is fed with."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,11 +10,12 @@ import pytest
 from flax import nnx
 
 import dinojax
+from dinojax.augment.multicrop import augment_views
 from dinojax.config.pretrain import PhotometryConfig
 from dinojax.dino.assembly import input_views
 from dinojax.look import sheets
-from dinojax.models import Preprocessing, create_transformer
-from dinojax.models.preprocessing import denormalise
+from dinojax.models import Preprocessing, as_transformer, create_transformer, to_one_channel
+from dinojax.models.preprocessing import denormalise, model_input
 
 QUIET = PhotometryConfig(jitter=0, grayscale=0, blur_global1=0, blur_global2=0, blur_local=0, solarize_global2=0)
 FORMS = {
@@ -44,6 +46,24 @@ def test_pretraining_feeds_what_preprocess_makes(given: int, channels: int) -> N
     model.preprocessing = FORMS[4 - channels]
     with pytest.raises(ValueError, match=f"not of the model's {channels} channels"):
         input_views(batch, jax.random.key(0), QUIET, model)
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_a_folded_model_is_fed_the_same_views(given: int) -> None:
+    """With the colour operations as published, of which one channel knows neither saturation, hue nor grayscale."""
+    coloured = dataclasses.replace(PhotometryConfig(), blur_global2=0, blur_local=0, solarize_global2=0)
+    model = create_transformer("vitt14", nnx.Rngs(0), width=32, depth=1, heads=2, image_size=28)
+    model.preprocessing = FORMS[3]
+    one, batch = as_transformer(to_one_channel(model), "patch embedding"), views(given)
+    augmented = jax.jit(lambda batch: augment_views(batch, jax.random.key(0), coloured))(batch)[0][:, 0]
+    assert augmented.shape == (3, 28, 28, given)
+    assert float(jnp.abs(augmented - batch["globals"][:, 0] / 255).max()) > 0.05
+    single, three = model_input(augmented, one), model_input(augmented, model)
+    if given == 3:
+        luminance = augmented @ jnp.array([0.299, 0.587, 0.114])
+        np.testing.assert_allclose(single, luminance[..., None], atol=1e-6)
+        three = model_input(luminance[..., None], model)
+    np.testing.assert_allclose(one.patch_embed(single), model.patch_embed(three), atol=1e-5)
 
 
 def test_a_sheet_of_crops_shows_the_images_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

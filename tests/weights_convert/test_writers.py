@@ -12,9 +12,9 @@ from flax import nnx
 
 from dinojax import tree
 from dinojax.errors import RunError, UsageError
-from dinojax.models import Preprocessing, ViTArguments, arguments_of, build
+from dinojax.models import Preprocessing, ViTArguments, arguments_of, build, to_one_channel
 from dinojax.models.arrays import map_arrays
-from dinojax.models.store import write_model
+from dinojax.models.store import save_model, write_model
 from tests import goldens_reader as goldens
 from tests.weights_convert import published
 from weights_convert import huggingface, readers, writers
@@ -199,6 +199,24 @@ def test_what_is_listed_is_what_the_way_back_loses(
     assert (again.arguments == arguments) == (not any("heads" in line for line in lost))
     close = again.preprocessing.size == preprocessing.size and np.allclose(again.preprocessing.mean, preprocessing.mean)
     assert close == (not any("preprocessing" in line for line in lost))
+
+
+def test_a_model_folded_into_one_channel_is_written_with_its_normalisation_or_says_that_it_is_not(
+    tmp_path: Path,
+) -> None:
+    folded = to_one_channel(build("vits14", arguments_of("vits14", **VIT), nnx.Rngs(0)))
+    save_model(tmp_path / "model", folded)
+    lost = writers.write(tmp_path / "model", "dinov2", tmp_path / "x.safetensors")
+    mean, std = (f"preprocessing: {name} is not kept; readers take" for name in ("mean (0.0,)", "std (1.0,)"))
+    assert [line for line in lost if line.startswith("preprocessing: ")][-2:] == [f"{mean} (0.449,)", f"{std} (0.226,)"]
+    lost = writers.write(tmp_path / "model", "hf", tmp_path / "hf")
+    assert not any("preprocessing" in line for line in lost)
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["num_channels"] == 1
+    for file in ("x.safetensors", "hf"):
+        again = converted_again(tmp_path / file, heads=2)
+        assert again.arguments == folded.arguments
+        assert_same(again, tmp_path / "model")
+    assert (again.preprocessing.mean, again.preprocessing.std) == ((0.0,), (1.0,))
 
 
 def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
