@@ -77,7 +77,7 @@ def perceptual_hashes(small: np.ndarray) -> np.ndarray:
     hashes = np.empty(len(small), np.uint64)
     for first in range(0, len(small), _AT_A_TIME):
         part = small[first : first + _AT_A_TIME].astype(np.float32)
-        lowest = dctn(part, axes=(1, 2), norm="ortho")[:, :_LOWEST, :_LOWEST].reshape(len(part), -1)[:, 1:]
+        lowest = np.asarray(dctn(part, axes=(1, 2), norm="ortho"))[:, :_LOWEST, :_LOWEST].reshape(len(part), -1)[:, 1:]
         bits = lowest > np.median(lowest, axis=1, keepdims=True)
         padded = np.concatenate([np.zeros((len(part), 1), bool), bits], axis=1)  # 63 bits to 64
         hashes[first : first + _AT_A_TIME] = np.packbits(padded, axis=1).view(">u8")[:, 0]

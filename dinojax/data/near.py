@@ -1,5 +1,6 @@
 """Near duplicates: pairs of images whose fingerprints are alike, found without comparing every two in Python."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ MOST = 5_000_000
 _BITS = 63
 _ALL_AT_ONCE = 30_000
 """So many hashes are compared each with each, in about a second; more are sorted into bands first."""
+_FEW = 0.05
 _BLOCK = 1 << 22  # comparisons in memory together
 
 
@@ -34,7 +36,11 @@ class NearPairs(NamedTuple):
 
 
 def near_pairs(
-    found: Fingerprints, distance: int = DISTANCE, correlation: float = CORRELATION, chosen: np.ndarray | None = None
+    found: Fingerprints,
+    distance: int = DISTANCE,
+    correlation: float = CORRELATION,
+    chosen: np.ndarray | None = None,
+    asked: np.ndarray | None = None,
 ) -> NearPairs:
     """Pairs of images that are nearly the same picture, but not pixel by pixel.
 
@@ -43,15 +49,16 @@ def near_pairs(
       distance: the most bits in which their perceptual hashes differ.
       correlation: the least of their small grey images.
       chosen: int [n], places of the images to compare; None means all.
+      asked: bool [N]; a pair has one of these at least. None means that every pair counts.
 
     Raises:
-      RunError: there are more than `MOST` pairs of hashes so close.
+      RunError: there are more than `MOST` such pairs.
     """
     places = np.sort(np.arange(len(found.pixels)) if chosen is None else chosen)
     places = places[found.comparable[places]]
     kept: list[tuple[np.ndarray, ...]] = []
     total = 0
-    for i, j in hamming_pairs(found.perceptual[places], distance):
+    for i, j in hamming_pairs(found.perceptual[places], distance, None if asked is None else asked[places]):
         a, b = places[i], places[j]
         alike = _correlations(found.small, a, b)
         near = (alike >= correlation) & (found.pixels[a] != found.pixels[b])
@@ -70,7 +77,9 @@ def near_pairs(
     return NearPairs(a, b, bits, alike[order])
 
 
-def hamming_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def hamming_pairs(
+    hashes: np.ndarray, distance: int, asked: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All pairs of hashes that differ in so many bits at most, in blocks; each pair once, and none is missed.
 
     Up to 30,000 hashes are compared each with each. Of more, the 63 bits are cut into `distance` + 1 bands: two hashes
@@ -80,16 +89,23 @@ def hamming_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarra
     Args:
       hashes: uint64 [N], of which the highest bit is 0.
       distance: in bits.
+      asked: bool [N]; a pair has one of these at least. Where they are few, they alone are compared with the rest.
 
     Yields:
       Places, int64 [n] twice, the lower and the higher of each pair.
     """
     everything = np.arange(len(hashes))
+    if asked is not None and asked.sum() <= _FEW * len(hashes):
+        yield from _close_to(hashes, asked, distance)
+        return
+    asked = np.ones(len(hashes), bool) if asked is None else asked
     if len(hashes) <= _ALL_AT_ONCE:
-        yield from _close(hashes, everything, distance)
+        for i, j in _close(hashes, everything, distance):
+            wanted = asked[i] | asked[j]
+            yield i[wanted], j[wanted]
         return
     edges = np.linspace(0, _BITS, distance + 2).round().astype(int).tolist()
-    masks = [np.uint64((1 << high) - (1 << low)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    masks = [np.uint64((1 << high) - (1 << low)) for low, high in itertools.pairwise(edges)]
     for band, mask in enumerate(masks):
         values = hashes & mask
         order = np.argsort(values, kind="stable")
@@ -99,7 +115,9 @@ def hamming_pairs(hashes: np.ndarray, distance: int) -> Iterator[tuple[np.ndarra
             for i, j in _close(hashes, group, distance):
                 differing = hashes[i] ^ hashes[j]
                 # Who agrees in a band before this one has been found there.
-                new = np.all([(differing & earlier) != 0 for earlier in masks[:band]], axis=0) | np.zeros(len(i), bool)
+                new = asked[i] | asked[j]
+                for earlier in masks[:band]:
+                    new &= (differing & earlier) != 0
                 yield i[new], j[new]
 
 
@@ -111,6 +129,18 @@ def _close(hashes: np.ndarray, group: np.ndarray, distance: int) -> Iterator[tup
         i, j = np.nonzero(np.bitwise_count(block[:, None] ^ members[None, first + 1 :]) <= distance)
         above = j >= i  # column j stands for member first + 1 + j
         yield group[first + i[above]], group[first + 1 + j[above]]
+
+
+def _close_to(hashes: np.ndarray, asked: np.ndarray, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of which one at least is asked for, in blocks of these."""
+    places, rows = np.flatnonzero(asked), max(_BLOCK // max(len(hashes), 1), 1)
+    for first in range(0, len(places), rows):
+        block = places[first : first + rows]
+        i, j = np.nonzero(np.bitwise_count(hashes[block, None] ^ hashes[None, :]) <= distance)
+        i = block[i]
+        once = (i < j) | (~asked[j])  # of two that are asked for, and both compared with all
+        once &= i != j
+        yield np.minimum(i, j)[once], np.maximum(i, j)[once]
 
 
 def _correlations(small: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
 from dinojax.data import pipeline
 from dinojax.data.decode import Headers, check_headers
+from dinojax.data.duplicates import LIMIT, Twins, drop_duplicates, find_twins
 from dinojax.data.facts import Facts
 from dinojax.data.memory import Decoded, decode_all
 from dinojax.data.reading import read_labelled
@@ -36,6 +37,7 @@ from dinojax.protocols.task import Task
 from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
+from dinojax.wording import counted
 
 _BATCH = 64  # images whose features a device computes at a time
 
@@ -71,13 +73,30 @@ class Cases(NamedTuple):
     records: Records
     headers: Headers
     folds: tuple[Fold, ...]
+    twins: Twins | None = None
+    """Which of them are the same; None where they are too many to decode for that alone."""
+    dropped: Sequence[Mapping[str, str]] = ()
+    """Rows of `dropped_duplicates.csv`."""
 
 
 def read_cases(config: StudyConfig) -> Cases:
-    """Lists the cases, looks at their files' headers, and divides them into folds."""
+    """Lists the cases, looks at their files' headers, compares the images, and divides them into folds."""
     records = read_labelled(config.data, config, positive_class=config.positive_class, on_bad_file=config.on_bad_file)
     records, headers = check_headers(records, on_bad_file=config.on_bad_file)
-    return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))
+    wanted = config.drop_duplicates or len(records) <= LIMIT
+    twins, rows = find_twins(records, config.threads) if wanted else None, []
+    if twins is not None and config.drop_duplicates:
+        kept, rows = drop_duplicates(records, twins)
+        records, twins = records.take(kept), twins.take(kept)
+        contrary = sum(row["why"].startswith("labels differ") for row in rows)
+        line = f"{counted(len(rows), 'duplicate')} (dropped_duplicates.csv), of which {contrary} with differing labels"
+        records = dataclasses.replace(records, left_out=(*records.left_out, line))
+    return Cases(records, headers, _folds(config, records, twins), twins, rows)
+
+
+def _folds(config: StudyConfig, records: Records, twins: Twins | None) -> tuple[Fold, ...]:
+    first = None if twins is None else twins.first
+    return make_folds(records, config.folds, config.fold_seed, first, config.allow_shared_patients)
 
 
 def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Cases:
@@ -85,7 +104,10 @@ def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Case
     if len(records) == len(cases.records):
         return cases
     print(f"{len(cases.records) - len(records)} images cannot be decoded and are left out; the folds are made anew")
-    return Cases(records, cases.headers, make_folds(records, config.folds, config.fold_seed))
+    read = set(zip(records.paths.tolist(), records.frames.tolist(), strict=True))
+    before = zip(cases.records.paths.tolist(), cases.records.frames.tolist(), strict=True)
+    twins = cases.twins and cases.twins.take(np.array([place for place, case in enumerate(before) if case in read]))
+    return cases._replace(records=records, folds=_folds(config, records, twins), twins=twins)
 
 
 def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
@@ -106,7 +128,7 @@ def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Deco
     Returns:
       The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
     """
-    records, headers, _ = cases
+    records, headers = cases.records, cases.headers
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
 

@@ -86,8 +86,9 @@ def finetuning_facts(
 
 
 def _case_facts(config: StudyConfig, cases: Cases, backbone: Backbone) -> Facts:
-    how = describe_folds(cases.records, config.folds, config.fold_seed)
-    known = data_facts(cases.records, cases.headers, cases.folds, how)
+    first = None if cases.twins is None else cases.twins.first
+    how = describe_folds(cases.records, config.folds, config.fold_seed, first)
+    known = data_facts(cases.records, cases.headers, cases.folds, how, cases.twins)
     return known | {"model": _model_fact(config, backbone)}
 
 

@@ -7,6 +7,7 @@ from dinojax import progress
 from dinojax.config import parser
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.data.decode import list_skipped
+from dinojax.data.duplicates import write_dropped
 from dinojax.data.facts import render
 from dinojax.errors import Stopped
 from dinojax.protocols import assembly, recipes
@@ -43,6 +44,7 @@ def main(config: FinetuneConfig) -> Path:
         finetuning = assembly.make_finetuning(config, study, classifier, rates, decoded.views["image"])
         study.begin()
         write_config(config, out)
+        write_dropped(cases.dropped, out)
         list_skipped(decoded.skipped, out / "skipped_files.csv")
         assembly.run_pixels(study, decoded.views["pixels"])
         total, done = (count * config.epochs for count in (len(study.units()), study.finished()))
