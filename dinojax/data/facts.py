@@ -31,16 +31,15 @@ def data_facts(
     facts: Facts = {"read as": f"{records.reader}, {records.root}", "images": f"{len(records)}; {headers.summary()}"}
     if records.labels is not None:
         facts["classes"] = describe_classes(records)
-        facts["patients"] = _patients(records)
+        shared = [f"{line}, a leak" for line in shared_patients(records, folds)]
+        facts["patients"] = [_patients(records), *shared] if shared else _patients(records)
     if folds:
-        if shared := shared_patients(records, folds):
-            facts["shared patients"] = [f"on both sides of a fold, a leak: {shared[0]}", *shared[1:]]
         facts["folds"] = [how, *(_parts(records, number, fold) for number, fold in enumerate(folds, start=1))]
     columns = [f"columns {', '.join(records.unread_columns)}"] if records.unread_columns else []
     facts["not read"] = [*columns, *records.left_out] or "nothing was left out"
-    facts["duplicates"] = _duplicates(records, folds, twins)
-    if twins is not None:
-        facts["near duplicates"] = _near(records, folds, twins)
+    near = _near(records, folds, twins) if twins is not None and len(twins.near) else []
+    lines = [*_duplicates(records, folds, twins), *near]
+    facts["duplicates"] = lines if len(lines) > 1 else lines[0]
     return facts
 
 
@@ -83,13 +82,13 @@ def _parts(records: Records, number: int, fold: Fold) -> str:
     return f"fold {number}: {', '.join(parts)}" + (f"; {counted(unused, 'image')} in no part" if unused else "")
 
 
-def _duplicates(records: Records, folds: Sequence[Fold], twins: Twins | None) -> str | list[str]:
+def _duplicates(records: Records, folds: Sequence[Fold], twins: Twins | None) -> list[str]:
     if twins is None and len(records) > LIMIT:
-        return f"not looked for among more than {LIMIT:,} images"
+        return [f"not looked for among more than {LIMIT:,} images"]
     alike = "byte for byte" if twins is None else "pixel by pixel"
     groups = find_duplicates(records) if twins is None else twins.groups()
     if not groups:
-        return f"no two {'files' if twins is None else 'images'} are equal {alike}"
+        return [f"no two {'files' if twins is None else 'images'} are equal {alike}"]
     again = sum(map(len, groups)) - len(groups)
     noun = "file" if twins is None else "image"
     equal = f"{counted(again, noun)} {'equals' if again == 1 else 'equal'} another one {alike}"
@@ -103,9 +102,7 @@ def _duplicates(records: Records, folds: Sequence[Fold], twins: Twins | None) ->
     return lines
 
 
-def _near(records: Records, folds: Sequence[Fold], twins: Twins) -> str | list[str]:
-    if not len(twins.near):
-        return "no two images are nearly the same"
+def _near(records: Records, folds: Sequence[Fold], twins: Twins) -> list[str]:
     a, b = twins.near.T
     lines = [
         f"{counted(len(twins.near), 'pair')} of images nearly the same but not equal, such as "
@@ -113,8 +110,8 @@ def _near(records: Records, folds: Sequence[Fold], twins: Twins) -> str | list[s
     ]
     for number, fold in enumerate(folds, start=1):
         part = _part_of_each(records, fold)
-        if across := int(((part[a] != part[b]) & (part[a] != "") & (part[b] != "")).sum()):
-            lines.append(f"fold {number}: {counted(across, 'pair')} across its parts")
+        if nearly := int(((part[a] != part[b]) & (part[a] != "") & (part[b] != "")).sum()):
+            lines.append(f"fold {number}: {counted(nearly, 'such pair')} across its parts")
     return lines
 
 
