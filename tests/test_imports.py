@@ -43,7 +43,9 @@ ROOMS: dict[str, set[str]] = {
     "dino.loop": {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
-    "dino.outputs": {"errors", "config", "runs", "data", "dino", "reporting", "runs.files"},
+    "dino.outputs": {
+        *("errors", "progress", "config", "runs", "models", "data", "dino", "reporting", "runs.files"),
+    },
     "verbs": {
         *("errors", "tree", "progress", "config", "sharding", "processes", "runs", "data", "dino", "reporting"),
         *("protocols", "look", "dino.assembly", "dino.monitor", "dino.outputs", "dino.loop", "runs.files"),

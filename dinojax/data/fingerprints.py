@@ -115,3 +115,23 @@ def fingerprint(
             on_progress(done)
     flat = small.reshape(len(small), -1).std(axis=1, dtype=np.float32) < _FLAT
     return Fingerprints(pixels, small, perceptual_hashes(small), flat, dict(sorted(unreadable.items())))
+
+
+def hash_all(records: Records, threads: int, on_progress: Callable[[int], None] = lambda done: None) -> np.ndarray:
+    """`pixel_hash` of every image that can be decoded, uint64 [n], sorted and each once; nothing else is kept."""
+
+    def load(index: int) -> int | None:
+        try:
+            return pixel_hash(read_pixels(records, index))
+        except BadFile:
+            return None
+
+    hashes = np.zeros(len(records), np.uint64)
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        count = 0
+        for done, value in enumerate(pool.map(load, range(len(records))), start=1):
+            if value is not None:
+                hashes[count] = value
+                count += 1
+            on_progress(done)
+    return np.unique(hashes[:count])

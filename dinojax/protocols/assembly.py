@@ -24,7 +24,7 @@ from dinojax.data.records import Fold, Records
 from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
-from dinojax.models import Backbone, Preprocessing, create_model
+from dinojax.models import Backbone, Preprocessing, create_model, provenance
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
 from dinojax.models.store import head_left_out, load_backbone, write_model
@@ -234,7 +234,12 @@ def head_form(config: FinetuneConfig, backbone: Backbone, task: Task) -> dict[st
 
 
 def make_finetuning(
-    config: FinetuneConfig, study: Study, classifier: Classifier, rates: Mapping[str, float], images: np.ndarray
+    config: FinetuneConfig,
+    study: Study,
+    classifier: Classifier,
+    rates: Mapping[str, float],
+    images: np.ndarray,
+    twins: Twins | None = None,
 ) -> Finetuning:
     """The protocol of a fine-tuning run.
 
@@ -243,6 +248,7 @@ def make_finetuning(
       study: gives task, labels and names.
       classifier, rates: from `make_classifier`.
       images: uint8 [N, S, S, C], of all cases.
+      twins: gives the hashes of the training images, which are kept beside the weights.
     """
     backbone, form = classifier.backbone, head_form(config, classifier.backbone, study.task)
     graph, params = tree.split(classifier)
@@ -269,6 +275,9 @@ def make_finetuning(
             },
             overwrite=True,
         )
+        if twins is not None:
+            seen = {provenance.TRAINING: twins.pixels[np.concatenate([unit.fold.train, unit.fold.val])]}
+            provenance.write_corpus(folder, seen, config.init)
 
     return Finetuning(
         task=study.task,

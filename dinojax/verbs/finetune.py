@@ -41,7 +41,8 @@ def main(config: FinetuneConfig) -> Path:
         cases = assembly.without_skipped(config, cases, decoded.records)
         recipe = recipes.finetuning_recipe(config, classifier, rates)
         study = assembly.make_study(config, "finetune", cases, settings, "val_loss", recipe, facts)
-        finetuning = assembly.make_finetuning(config, study, classifier, rates, decoded.views["image"])
+        images = decoded.views["image"]
+        finetuning = assembly.make_finetuning(config, study, classifier, rates, images, cases.twins)
         study.begin()
         write_config(config, out)
         write_dropped(cases.dropped, out)
