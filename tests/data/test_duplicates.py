@@ -34,7 +34,7 @@ def copies(tmp_path: Path) -> Records:
     image.save(tmp_path / "x" / "b.bmp")
     image.convert("RGB").save(tmp_path / "x" / "c.png")
     image.resize((48, 48)).save(tmp_path / "x" / "small.jpg", quality=80)
-    image.point(lambda value: value // 2 + 40).save(tmp_path / "y" / "pale.png")
+    image.point([value // 2 + 40 for value in range(256)]).save(tmp_path / "y" / "pale.png")
     for number in range(1, 5):
         picture(number).save(tmp_path / "y" / f"{number}.png")
         picture(number + 10).save(tmp_path / "x" / f"{number}.png")
@@ -179,3 +179,12 @@ def test_a_patient_on_two_sides_may_be_allowed(copies: Records, capsys: pytest.C
     assert capsys.readouterr().out.startswith("warning: ")
     shown = render(data_facts(given, check_headers(given)[1], folds))
     assert "fold 1: 2 patients are in both train and val, such as 0, a leak" in shown
+
+
+def test_a_hash_alone_makes_no_near_duplicate(copies: Records) -> None:
+    found = fingerprint(copies, threads=1)
+    alike = found._replace(perceptual=np.full(len(copies), found.perceptual[0]))
+    pairs = near.near_pairs(alike)
+    assert len(pairs.a) == len(near.near_pairs(found).a)
+    assert (pairs.correlation >= near.CORRELATION).all()
+    assert len(near.near_pairs(alike, correlation=-1).a) > len(pairs.a)
