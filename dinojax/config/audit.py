@@ -14,7 +14,8 @@ class AuditConfig(LabelledConfig):
     out: str
     """Directory of the report; files of an earlier one are replaced."""
     corpus: tuple[str, ...] = ()
-    """Data sets that models are pre-trained on, read without labels, whose images are compared with those of `data`."""
+    """Data sets that models are pre-trained on, separated by commas, read without labels; their images are
+    compared with those of `data`."""
     near: bool = True
     """Looks for near duplicates too, not for identical images alone."""
     near_distance: NonNegativeInt = 8
