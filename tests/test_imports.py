@@ -56,7 +56,9 @@ ROOMS: dict[str, set[str]] = {
     "dino.loop": {
         *("errors", "tree", "progress", "sharding", "runs", "data", "dino", "dino.assembly", "dino.monitor"),
     },
-    "dino.outputs": {"errors", "config", "runs", "data", "dino", "reporting", "runs.files"},
+    "dino.outputs": {
+        *("errors", "progress", "config", "runs", "models", "data", "dino", "reporting", "runs.files"),
+    },
     "verbs": {
         *("errors", "wording", "tree", "progress", "config", "sharding", "processes", "runs", "models", "data", "dino"),
         *("reporting",),

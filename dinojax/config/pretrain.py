@@ -217,6 +217,9 @@ class PretrainConfig(ImagesConfig):
     without offset or antialiasing."""
     on_bad_file: Literal["stop", "skip"] = "stop"
     """A file found unreadable stops the run, or is skipped and listed in `skipped_files.csv`."""
+    corpus_hashes: bool = True
+    """Keeps hashes of the images' pixels beside the model, by which `finetune` and `evaluate` know test images that it
+    has seen; every image is decoded once more at the end."""
     seed: Seed = 0
     batch_size: PositiveInt = 256
     epochs: Positive = 100

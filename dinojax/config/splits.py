@@ -15,6 +15,8 @@ class SplitsConfig(LabelledConfig):
     """Folder of the fold files, which is then given as `--data`; the data's own folder, or another."""
     folds: PositiveInt = 5
     fold_seed: Seed = 0
+    threads: PositiveInt = 2
+    """Threads that read images, of which identical ones are put into one part."""
     check: bool = False
     """Says how everything was read and what would be written, and stops there."""
 

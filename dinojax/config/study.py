@@ -35,6 +35,11 @@ class StudyConfig(LabelledConfig):
     """How many folds to make when the data brings none."""
     fold_seed: Seed = 0
     """Draws these folds, so that runs of several seeds share them."""
+    drop_duplicates: bool = False
+    """Leaves one of each group of images with the same pixels, and none where their labels differ; they are listed in
+    `dropped_duplicates.csv`."""
+    allow_shared_patients: bool = False
+    """Takes folds that have a patient on two sides, which are refused otherwise; results are then optimistic."""
     image_size: PositiveInt | None = None
     """Side in pixels; null: the size that the weights were used at."""
     normalisation: Literal["checkpoint", "none"] = "checkpoint"

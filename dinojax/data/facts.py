@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dinojax.data.duplicates import LIMIT, find_duplicates
+from dinojax.data.duplicates import LIMIT, Twins, find_duplicates, labels_differ
 from dinojax.data.headers import Headers
 from dinojax.data.records import SPLITS, Fold, Records
+from dinojax.data.splits import shared_patients
 from dinojax.wording import counted
 
 Facts = dict[str, str | list[str]]
@@ -15,7 +16,9 @@ Facts = dict[str, str | list[str]]
 _SHOWN = 3
 
 
-def data_facts(records: Records, headers: Headers, folds: Sequence[Fold] = (), how: str = "") -> Facts:
+def data_facts(
+    records: Records, headers: Headers, folds: Sequence[Fold] = (), how: str = "", twins: Twins | None = None
+) -> Facts:
     """How a data set was read: by which reader, its classes, patients and parts, and what was left out.
 
     Args:
@@ -23,18 +26,22 @@ def data_facts(records: Records, headers: Headers, folds: Sequence[Fold] = (), h
       headers: what their headers say.
       folds: how they are divided.
       how: in words, how the folds came about.
+      twins: which images are the same, where they were decoded; else only their files are compared.
     """
     facts: Facts = {"read as": f"{records.reader}, {records.root}", "images": f"{len(records)}; {headers.summary()}"}
     if headers.intensity:
         facts["intensity"] = [*headers.intensity, *(f"warning: {text}" for text in headers.warnings)]
     if records.labels is not None:
         facts["classes"] = describe_classes(records)
-        facts["patients"] = _patients(records)
+        shared = [f"{line}, a leak" for line in shared_patients(records, folds)]
+        facts["patients"] = [_patients(records), *shared] if shared else _patients(records)
     if folds:
         facts["folds"] = [how, *(_parts(records, number, fold) for number, fold in enumerate(folds, start=1))]
     columns = [f"columns {', '.join(records.unread_columns)}"] if records.unread_columns else []
     facts["not read"] = [*columns, *records.left_out] or "nothing was left out"
-    facts["duplicates"] = _duplicates(records, folds)
+    near = _near(records, folds, twins) if twins is not None and len(twins.near) else []
+    lines = [*_duplicates(records, folds, twins), *near]
+    facts["duplicates"] = lines if len(lines) > 1 else lines[0]
     return facts
 
 
@@ -78,37 +85,53 @@ def _parts(records: Records, number: int, fold: Fold) -> str:
     return f"fold {number}: {', '.join(parts)}" + (f"; {counted(unused, 'image')} in no part" if unused else "")
 
 
-def _duplicates(records: Records, folds: Sequence[Fold]) -> str | list[str]:
-    if len(records) > LIMIT:
-        return f"not looked for among more than {LIMIT:,} images"
-    groups = find_duplicates(records)
+def _duplicates(records: Records, folds: Sequence[Fold], twins: Twins | None) -> list[str]:
+    if twins is None and len(records) > LIMIT:
+        return [f"not looked for among more than {LIMIT:,} images"]
+    alike = "byte for byte" if twins is None else "pixel by pixel"
+    groups = find_duplicates(records) if twins is None else twins.groups()
     if not groups:
-        return "no two files are equal byte for byte"
+        return [f"no two {'files' if twins is None else 'images'} are equal {alike}"]
     again = sum(map(len, groups)) - len(groups)
-    equal = f"{counted(again, 'file')} {'equals' if again == 1 else 'equal'} another one byte for byte"
+    noun = "file" if twins is None else "image"
+    equal = f"{counted(again, noun)} {'equals' if again == 1 else 'equal'} another one {alike}"
     lines = [f"{equal}, such as {' = '.join(records.paths[groups[0][:2]].tolist())}"]
-    if contrary := [group for group in groups if _labels_differ(records, group)]:
+    if contrary := [group for group in groups if labels_differ(records, group)]:
         lines.append(f"{len(contrary)} of these under different labels: {_listed(records, contrary)}")
     for number, fold in enumerate(folds, start=1):
-        part = np.full(len(records), "", dtype=object)
-        for split in SPLITS:
-            part[getattr(fold, split)] = split
+        part = _part_of_each(records, fold)
         if leaks := [group for group in groups if len(set(part[group]) - {""}) > 1]:
             lines.append(f"fold {number}: {len(leaks)} across its parts, a leak: {_listed(records, leaks, part)}")
     return lines
 
 
-def _labels_differ(records: Records, group: Sequence[int]) -> bool:
-    if records.labels is None:
-        return False
-    labels = records.labels[group]
-    return not np.array_equal(labels, np.broadcast_to(labels[0], labels.shape), equal_nan=records.multilabel)
+def _near(records: Records, folds: Sequence[Fold], twins: Twins) -> list[str]:
+    a, b = twins.near.T
+    lines = [
+        f"{counted(len(twins.near), 'pair')} of images nearly the same but not equal, such as "
+        f"{_listed(records, twins.near[:1].tolist(), sign=' ~ ')}; the verb audit shows them"
+    ]
+    for number, fold in enumerate(folds, start=1):
+        part = _part_of_each(records, fold)
+        if nearly := int(((part[a] != part[b]) & (part[a] != "") & (part[b] != "")).sum()):
+            lines.append(f"fold {number}: {counted(nearly, 'such pair')} across its parts")
+    return lines
 
 
-def _listed(records: Records, groups: Sequence[Sequence[int]], part: np.ndarray | None = None) -> str:
-    """A few groups of equal files, with the part that each file is in."""
+def _part_of_each(records: Records, fold: Fold) -> np.ndarray:
+    """object [N]: 'train', 'val', 'test' or '' of each image."""
+    part = np.full(len(records), "", dtype=object)
+    for split in SPLITS:
+        part[getattr(fold, split)] = split
+    return part
+
+
+def _listed(
+    records: Records, groups: Sequence[Sequence[int]], part: np.ndarray | None = None, sign: str = " = "
+) -> str:
+    """A few groups of images that are alike, with the part that each is in."""
     names = [
-        " = ".join(f"{records.paths[i]}{'' if part is None else f' ({part[i]})' if part[i] else ''}" for i in group)
+        sign.join(f"{records.paths[i]}{'' if part is None else f' ({part[i]})' if part[i] else ''}" for i in group)
         for group in groups[:_SHOWN]
     ]
     return "; ".join(names) + (f"; and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else "")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from dinojax.data.records import SPLITS, Fold, Records
@@ -16,12 +18,19 @@ _INNER = 5
 """The validation part that a training part gives is one of so many slices."""
 
 
-def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
+def make_folds(
+    records: Records,
+    folds: int,
+    seed: int,
+    first: np.ndarray | None = None,
+    allow_shared_patients: bool = False,
+) -> tuple[Fold, ...]:
     """Folds of labelled images, in which no patient is in two parts.
 
     The data's own fold files are taken as they are. A given split into training and test part is one fold, its
     validation part being a fifth of the training part, grouped by patient, if none is given. Otherwise folds are made,
-    stratified and grouped by patient; an image without a patient is its own. Multi-label data is stratified by each
+    stratified and grouped by patient; an image without a patient is its own. What is made here puts images of the same
+    pixels into one part too, and with them all images of their patients. Multi-label data is stratified by each
     image's rarest positive label. A patient in two parts is an error, but where the patients were only derived from the
     files' names, of which the publishers of the folds made no use: then a warning is printed.
 
@@ -29,6 +38,8 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
       records: labelled.
       folds: how many to make where the data brings none.
       seed: of what is drawn.
+      first: int [N], place of the first image with the same pixels, where that is known.
+      allow_shared_patients: a patient in two parts is no error, and is warned of.
 
     Raises:
       RunError: a fold has an empty part, no training image of a class (or, multi-label, with one of a label's two
@@ -38,19 +49,21 @@ def make_folds(records: Records, folds: int, seed: int) -> tuple[Fold, ...]:
     if records.folds:
         made = records.folds
     elif records.splits is not None and (records.splits != "").any():
-        made = (_given_split(records, seed),)
+        made = (_given_split(records, seed, first),)
     else:
-        made = tuple(_divide(records, np.arange(len(records)), folds, seed))
+        made = tuple(_divide(records, np.arange(len(records)), folds, seed, first))
     for number, fold in enumerate(made, start=1):
         _check(records, number, fold)
-    _check_patients(records, made)
+    _check_patients(records, made, allow_shared_patients)
     return made
 
 
-def describe_folds(records: Records, folds: int, seed: int) -> str:
+def describe_folds(records: Records, folds: int, seed: int, first: np.ndarray | None = None) -> str:
     """How `make_folds` divides a data set, in words."""
     volumes = "grouped by volume" if "volume_id" in records.groups else "every image by itself"
     grouped = "grouped by patient" if records.patients is not None else volumes
+    if first is not None and (first != np.arange(len(first))).any():
+        grouped += ", identical images together"
     if records.folds:
         return f"{len(records.folds)}, as the fold files give them"
     if records.splits is not None and (records.splits != "").any():
@@ -187,16 +200,36 @@ def cases_table(records: Records, indices: np.ndarray | slice) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=object)
 
 
-def _divide(records: Records, chosen: np.ndarray, folds: int, seed: int) -> list[Fold]:
+def _divide(records: Records, chosen: np.ndarray, folds: int, seed: int, first: np.ndarray | None = None) -> list[Fold]:
     """Folds of some of the images, as places in `chosen`; an image without a patient is its own."""
     assert records.labels is not None
-    groups = records.units
+    groups = records.units if first is None else joined_groups(records.units, first)
     if records.multilabel:
         return multilabel_folds(records.labels[chosen], groups[chosen], folds, seed)
     return grouped_folds(records.labels[chosen], groups[chosen], folds, seed, records.classes)
 
 
-def _given_split(records: Records, seed: int) -> Fold:
+def joined_groups(groups: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Groups that share an identical image, joined to one.
+
+    Args:
+      groups: [N], such as the patient of each image.
+      first: int [N], place of the first image with the same pixels.
+
+    Returns:
+      `groups` itself where none share one, so that folds stay what they are; else int [N], in their order.
+    """
+    if (groups[first] == groups).all():
+        return groups
+    members = np.unique(groups, return_inverse=True)[1]
+    shape = (int(members.max()) + 1,) * 2
+    links = coo_array((np.ones(len(members), bool), (members, members[first])), shape=shape)
+    component = connected_components(links, directed=False)[1]
+    lowest = np.unique(component, return_index=True)[1]  # the groups are numbered in order, so the first is the lowest
+    return lowest[component][members]
+
+
+def _given_split(records: Records, seed: int, first: np.ndarray | None) -> Fold:
     splits = records.splits
     assert splits is not None
     if (splits == "").any():
@@ -206,7 +239,7 @@ def _given_split(records: Records, seed: int) -> Fold:
     train, val, test = (np.flatnonzero(splits == part) for part in SPLITS)
     if not len(val) and len(train):
         try:
-            inner = _divide(records, train, _INNER, seed)[0]
+            inner = _divide(records, train, _INNER, seed, first)[0]
         except UsageError as error:
             why = str(error).partition(";")[0]
             raise UsageError(
@@ -234,25 +267,32 @@ def _check(records: Records, number: int, fold: Fold) -> None:
                 raise RunError(f"{where} has no train image {what}; give other folds, or fewer")
 
 
-def _check_patients(records: Records, folds: Sequence[Fold]) -> None:
-    """Refuses a patient in two parts; or prints a warning, if nobody gave the patients."""
+def shared_patients(records: Records, folds: Sequence[Fold]) -> list[str]:
+    """Of each fold and two of its parts that share patients, a line: how many, and one of them."""
     if records.patients is None:
-        return
-    leaks = []
+        return []
+    lines = []
     # As numbers: NumPy's set functions have crashed on text of its own type (intersect1d, NumPy 2.4).
     names, patients = np.unique(records.patients, return_inverse=True)
     for number, fold in enumerate(folds, start=1):
         for a, b in itertools.combinations(SPLITS, 2):
             shared = names[np.intersect1d(patients[getattr(fold, a)], patients[getattr(fold, b)])]
-            if len(shared) and not records.patients_derived:
-                raise RunError(
-                    f"fold {number} of {records.root}: {len(shared)} patients are in both {a} and {b}, "
-                    f"such as {shared[0]}; give folds grouped by patient, which the verb splits makes"
-                )
             if len(shared):
-                leaks.append(f"fold {number}: {len(shared)} in both {a} and {b}")
-    if leaks:
-        print(
-            f"warning: the folds of {records.root} share patients, by {records.patient_source}, so that results on "
-            f"them are optimistic ({'; '.join(leaks)})"
+                lines.append(f"fold {number}: {len(shared)} patients are in both {a} and {b}, such as {shared[0]}")
+    return lines
+
+
+def _check_patients(records: Records, folds: Sequence[Fold], allowed: bool) -> None:
+    """Refuses a patient in two parts; or prints a warning, if nobody gave the patients or it is allowed."""
+    if not (lines := shared_patients(records, folds)):
+        return
+    if not records.patients_derived and not allowed:
+        where, _, what = lines[0].partition(": ")
+        raise RunError(
+            f"{where} of {records.root}: {what}; give folds grouped by patient, which the verb splits makes, or allow "
+            "it with --allow_shared_patients true"
         )
+    print(
+        f"warning: the folds of {records.root} share patients, by {records.patient_source}, so that results on "
+        f"them are optimistic ({'; '.join(lines)})"
+    )

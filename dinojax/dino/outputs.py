@@ -4,10 +4,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dinojax import progress
 from dinojax.config.pretrain import PretrainConfig
+from dinojax.data.fingerprints import hash_all
 from dinojax.data.headers import list_skipped
+from dinojax.data.records import Records
 from dinojax.dino.verdict import verdict
 from dinojax.errors import RunError
+from dinojax.models.provenance import PRETRAINING, write_corpus
 from dinojax.reporting import plots
 from dinojax.runs.files import reason, write_text
 from dinojax.runs.metrics import read_metrics
@@ -59,3 +63,17 @@ def leave_verdict(out: Path, config: PretrainConfig) -> str:
     told = verdict(lines, config.head.prototypes, config.loss.dino_weight, config.guard.target_entropy)
     write_text(out / "verdict.txt", f"{told}\n")
     return told
+
+
+def leave_corpus(out: Path, records: Records, config: PretrainConfig) -> None:
+    """Keeps the hashes of the corpus' pixels beside the models of a run, so that a test image among them is known.
+
+    Every image is decoded once more: as long as an epoch's decoding, without its crops.
+    """
+    if not config.corpus_hashes:
+        return
+    with progress.bar("hashing the corpus", len(records)) as bar:
+        hashes = hash_all(records, config.threads, lambda done: bar(done, ""))
+    for name in ("model", "model_best"):
+        if (out / name / "model.json").is_file():
+            write_corpus(out / name, {PRETRAINING: hashes}, config.init)

@@ -15,6 +15,7 @@ from dinojax.augment import geometry
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
 from dinojax.data import pipeline
+from dinojax.data.duplicates import LIMIT, Twins, drop_duplicates, find_twins
 from dinojax.data.facts import Facts
 from dinojax.data.headers import Headers
 from dinojax.data.memory import Decoded, decode_all
@@ -25,7 +26,7 @@ from dinojax.data.sources import ImageSource
 from dinojax.data.splits import make_folds
 from dinojax.errors import UsageError
 from dinojax.levels import Rule
-from dinojax.models import Backbone, Preprocessing, create_model
+from dinojax.models import Backbone, Preprocessing, create_model, provenance
 from dinojax.models.channels import check_readable, with_input_channels
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import freeze_batchnorm
@@ -39,6 +40,7 @@ from dinojax.protocols.task import Task
 from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
 from dinojax.tree import Params
+from dinojax.wording import counted
 
 _BATCH = 64  # images whose features a device computes at a time
 
@@ -77,10 +79,14 @@ class Cases(NamedTuple):
     records: Records
     headers: Headers
     folds: tuple[Fold, ...]
+    twins: Twins | None = None
+    """Which of them are the same; None where they are too many to decode for that alone."""
+    dropped: Sequence[Mapping[str, str]] = ()
+    """Rows of `dropped_duplicates.csv`."""
 
 
 def read_cases(config: StudyConfig, intensity: Sequence[Rule]) -> Cases:
-    """Lists the cases, looks at their files' headers, and divides them into folds.
+    """Lists the cases, looks at their files' headers, compares the images, and divides them into folds.
 
     Args:
       config: of the run.
@@ -88,7 +94,20 @@ def read_cases(config: StudyConfig, intensity: Sequence[Rule]) -> Cases:
     """
     records = read_labelled(config.data, config, positive_class=config.positive_class, on_bad_file=config.on_bad_file)
     records, headers = open_images(records, config, on_bad_file=config.on_bad_file, known=intensity)
-    return Cases(records, headers, make_folds(records, config.folds, config.fold_seed))
+    wanted = config.drop_duplicates or len(records) <= LIMIT
+    twins, rows = find_twins(records, config.threads) if wanted else None, []
+    if twins is not None and config.drop_duplicates:
+        kept, rows = drop_duplicates(records, twins)
+        records, twins = records.take(kept), twins.take(kept)
+        contrary = sum(row["why"].startswith("labels differ") for row in rows)
+        line = f"{counted(len(rows), 'duplicate')} (dropped_duplicates.csv), of which {contrary} with differing labels"
+        records = dataclasses.replace(records, left_out=(*records.left_out, line))
+    return Cases(records, headers, _folds(config, records, twins), twins, rows)
+
+
+def _folds(config: StudyConfig, records: Records, twins: Twins | None) -> tuple[Fold, ...]:
+    first = None if twins is None else twins.first
+    return make_folds(records, config.folds, config.fold_seed, first, config.allow_shared_patients)
 
 
 def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Cases:
@@ -96,7 +115,10 @@ def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Case
     if len(records) == len(cases.records):
         return cases
     print(f"{len(cases.records) - len(records)} images cannot be decoded and are left out; the folds are made anew")
-    return Cases(records, cases.headers, make_folds(records, config.folds, config.fold_seed))
+    read = set(zip(records.paths.tolist(), records.frames.tolist(), strict=True))
+    before = zip(cases.records.paths.tolist(), cases.records.frames.tolist(), strict=True)
+    twins = cases.twins and cases.twins.take(np.array([place for place, case in enumerate(before) if case in read]))
+    return cases._replace(records=records, folds=_folds(config, records, twins), twins=twins)
 
 
 def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
@@ -118,7 +140,7 @@ def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Deco
     Returns:
       The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
     """
-    records, headers, _ = cases
+    records, headers = cases.records, cases.headers
     check_readable(backbone.channels, headers.channels)
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
@@ -225,7 +247,12 @@ def head_form(config: FinetuneConfig, backbone: Backbone, task: Task) -> dict[st
 
 
 def make_finetuning(
-    config: FinetuneConfig, study: Study, classifier: Classifier, rates: Mapping[str, float], images: np.ndarray
+    config: FinetuneConfig,
+    study: Study,
+    classifier: Classifier,
+    rates: Mapping[str, float],
+    images: np.ndarray,
+    twins: Twins | None = None,
 ) -> Finetuning:
     """The protocol of a fine-tuning run.
 
@@ -234,6 +261,7 @@ def make_finetuning(
       study: gives task, labels and names.
       classifier, rates: from `make_classifier`.
       images: uint8 [N, S, S, C], of all cases.
+      twins: gives the hashes of the training images, which are kept beside the weights.
     """
     backbone, form = classifier.backbone, head_form(config, classifier.backbone, study.task)
     graph, params = tree.split(classifier)
@@ -260,6 +288,9 @@ def make_finetuning(
             },
             overwrite=True,
         )
+        if twins is not None:
+            seen = {provenance.TRAINING: twins.pixels[np.concatenate([unit.fold.train, unit.fold.val])]}
+            provenance.write_corpus(folder, seen, config.init)
 
     return Finetuning(
         task=study.task,

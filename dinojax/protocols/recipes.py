@@ -10,11 +10,13 @@ import numpy as np
 from dinojax import costs, tree
 from dinojax.config.finetune import FinetuneConfig
 from dinojax.config.study import StudyConfig
+from dinojax.data.duplicates import LIMIT
 from dinojax.data.facts import Facts, data_facts
 from dinojax.data.splits import describe_folds
 from dinojax.models import Backbone
 from dinojax.models.description import describe_model, model_name
 from dinojax.models.heads import Classifier
+from dinojax.models.provenance import PRETRAINING, TRAINING, read_corpus
 from dinojax.models.store import classifier_origin
 from dinojax.protocols.assembly import Cases
 from dinojax.wording import counted
@@ -87,9 +89,30 @@ def finetuning_facts(
 
 
 def _case_facts(config: StudyConfig, cases: Cases, backbone: Backbone) -> Facts:
-    how = describe_folds(cases.records, config.folds, config.fold_seed)
-    known = data_facts(cases.records, cases.headers, cases.folds, how)
-    return known | {"model": _model_fact(config, backbone)}
+    first = None if cases.twins is None else cases.twins.first
+    how = describe_folds(cases.records, config.folds, config.fold_seed, first)
+    known = data_facts(cases.records, cases.headers, cases.folds, how, cases.twins)
+    corpus = {"corpus": _corpus_fact(config.init, cases)} if config.init is not None else {}
+    return known | {"model": _model_fact(config, backbone)} | corpus
+
+
+def _corpus_fact(init: str, cases: Cases) -> str | list[str]:
+    """How many of the test images the model of `init` has been trained on."""
+    known = read_corpus(init)
+    if not known:
+        return f"{init} does not say which images it was trained on"
+    if cases.twins is None:
+        return f"not compared with more than {LIMIT:,} images"
+    tested = np.unique(np.concatenate([fold.test for fold in cases.folds]))
+    hashes, lines = cases.twins.pixels[tested], []
+    where = {PRETRAINING: ("pre-training corpus", "transductive"), TRAINING: ("training images", "a leak")}
+    for name, (what, means) in where.items():
+        if name in known:
+            seen = int((np.isin(hashes, known[name]) & (hashes != 0)).sum())
+            verb = "was" if seen == 1 else "were"
+            end = f" ({means})" if seen else ""
+            lines.append(f"{seen} of {len(tested)} test images {verb} in the {what} of {init}{end}")
+    return lines if len(lines) > 1 else lines[0]
 
 
 def _model_fact(config: StudyConfig, backbone: Backbone) -> str:

@@ -16,7 +16,7 @@ _OF_STARTING_POINT = ("init", "model", "trained_parameters")
 _KEY = ("task", "starting point", "protocol", "seed")
 _FOLDS_A_TABLE, _RUNS_A_TABLE = 8, 5  # as a page of 1,000 px has room for
 _SPREAD = ("mean_auc", "sd_auc", "pooled_auc", "pooled_accuracy")
-_SHOWN_FACTS = ("read as", "images", "patients", "folds", "not read", "duplicates")
+_SHOWN_FACTS = ("read as", "images", "patients", "folds", "not read", "duplicates", "corpus")
 READING = (
     "Area under the ROC curve of the test cases, for each fold; with more than two classes the mean over classes of "
     "each against the rest, and with several labels the mean over labels, each over the cases where it is known. "

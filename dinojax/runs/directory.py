@@ -20,7 +20,7 @@ from dinojax.runs.files import free_path, reason, write_json, write_text
 
 # Where a run is stored, which machines it uses, what it keeps and which files it may skip change no result.
 _NOT_COMPARED = (
-    *("out", "accept_changes", "on_bad_file", "keep_checkpoints"),
+    *("out", "accept_changes", "on_bad_file", "keep_checkpoints", "corpus_hashes"),
     *("check", "log_to", "threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
 )
 

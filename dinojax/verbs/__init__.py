@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dinojax.config import parser
+from dinojax.config.audit import AuditConfig
 from dinojax.config.demo import DemoConfig
 from dinojax.config.evaluate import KNNConfig
 from dinojax.config.finetune import FinetuneConfig
@@ -32,6 +33,7 @@ VERBS = {
     "phantoms": Verb("write a phantom data set: images, manifest, fold files", PhantomsConfig),
     "index": Verb("list every image below a folder in a manifest, with what its header says", IndexConfig),
     "splits": Verb("write stratified, patient-grouped folds once for all runs", SplitsConfig),
+    "audit": Verb("find duplicates and shared patients inside data sets, their folds and a corpus", AuditConfig),
     "pretrain": Verb("self-supervised pre-training; the same command resumes it", PretrainConfig),
     "finetune": Verb("fine-tune one starting point on every fold with every setting", FinetuneConfig),
     "evaluate knn": Verb("classify by the nearest neighbours of frozen features on every fold", KNNConfig),

@@ -8,6 +8,7 @@ import numpy as np
 
 from dinojax.config import parser
 from dinojax.config.evaluate import FrozenConfig, KNNConfig
+from dinojax.data.duplicates import write_dropped
 from dinojax.data.facts import render
 from dinojax.data.headers import list_skipped
 from dinojax.data.records import Fold
@@ -66,6 +67,7 @@ def main(config: FrozenConfig) -> Path:
         study = assembly.make_study(config, protocol.name, cases, settings, "val_auc", recipe, facts)
         study.begin()
         write_config(config, out)
+        write_dropped(cases.dropped, out)
         list_skipped(extracted.skipped, out / "skipped_files.csv")
         assembly.run_pixels(study, extracted.views["pixels"])
         results = study.run(protocol.score(config, study, extracted.views[config.features]))

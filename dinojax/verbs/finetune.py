@@ -6,6 +6,7 @@ from pathlib import Path
 from dinojax import progress
 from dinojax.config import parser
 from dinojax.config.finetune import FinetuneConfig
+from dinojax.data.duplicates import write_dropped
 from dinojax.data.facts import render
 from dinojax.data.headers import list_skipped
 from dinojax.errors import Stopped
@@ -42,9 +43,11 @@ def main(config: FinetuneConfig) -> Path:
         cases = assembly.without_skipped(config, cases, decoded.records)
         recipe = recipes.finetuning_recipe(config, classifier, rates)
         study = assembly.make_study(config, "finetune", cases, settings, "val_loss", recipe, facts)
-        finetuning = assembly.make_finetuning(config, study, classifier, rates, decoded.views["image"])
+        images = decoded.views["image"]
+        finetuning = assembly.make_finetuning(config, study, classifier, rates, images, cases.twins)
         study.begin()
         write_config(config, out)
+        write_dropped(cases.dropped, out)
         list_skipped(decoded.skipped, out / "skipped_files.csv")
         assembly.run_pixels(study, decoded.views["pixels"])
         total, done = (count * config.epochs for count in (len(study.units()), study.finished()))

@@ -16,7 +16,7 @@ from dinojax.dino import assembly
 from dinojax.dino.loop import Hooks, teacher_params, train
 from dinojax.dino.modules import save_teacher
 from dinojax.dino.monitor import Monitor
-from dinojax.dino.outputs import Curves, leave_figures, leave_verdict
+from dinojax.dino.outputs import Curves, leave_corpus, leave_figures, leave_verdict
 from dinojax.errors import UsageError
 from dinojax.look import sheets
 from dinojax.protocols.starting_point import with_model_of_init
@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
     run = assembly.compile_step(run, config)
     if config.check:
         return
-    mesh, source, steps = run.mesh, run.source, run.timeline.steps
+    mesh, source, steps, size = run.mesh, run.source, run.timeline.steps, config.batch_size
     paths = source.records.paths.tolist()
     curves = Curves(out, config)
 
@@ -83,7 +83,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
             track = open_trackers(config.log_to, out, parser.flatten(config), start) if config.log_to else None
             log = stack.enter_context(MetricsLog(out / "metrics.jsonl", start if resumed else None, track))
             stack.callback(leave_figures, out, curves, lambda: [*run.headers.bad, *source.skipped])
-        size = config.batch_size
         equal = partial(equal_files, source.records)
         monitor = Monitor(out, log, run.guard, run.logged, paths, size, run.evaluators, equal)
         monitor.replay(read_metrics(out / "metrics.jsonl") if resumed else [], start)
@@ -96,5 +95,6 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
         state = train(run, state, batches, monitor, checkpoints, hooks)
         save(teacher_params(mesh, state), steps, "model")
         if lead:
+            leave_corpus(out, source.records, config)
             print(leave_verdict(out, config))
     print(f"done: {out / 'model'} holds the teacher's backbone; look at {out / 'figures'}")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dinojax.config.splits import SplitsConfig
+from dinojax.data.duplicates import LIMIT, find_twins
 from dinojax.data.facts import data_facts, render
 from dinojax.data.fold_files import fold_tables, write_fold_files
 from dinojax.data.opening import open_images
@@ -20,9 +21,10 @@ def main(config: SplitsConfig) -> Path:
     # Folds have no positive class; each run names its own.
     records = read_labelled(config.data, config, positive_needed=False).undivided()
     records, headers = open_images(records, config)
-    folds = make_folds(records, config.folds, config.fold_seed)
-    how = describe_folds(records, config.folds, config.fold_seed)
-    print(render(data_facts(records, headers, folds, how)))
+    twins = find_twins(records, config.threads) if len(records) <= LIMIT else None
+    drawn = (config.folds, config.fold_seed, None if twins is None else twins.first)
+    folds = make_folds(records, *drawn)
+    print(render(data_facts(records, headers, folds, describe_folds(records, *drawn), twins)))
     if config.check:
         return out
     table = cases_table(records, slice(None))

@@ -190,7 +190,7 @@ def test_published_folds_may_share_patients_that_nobody_gave(
     printed = capsys.readouterr().out
     assert printed.startswith("warning: ")
     assert "the file names (RadImageNet acl)" in printed
-    assert "fold 1: 1 in both train and test" in printed
+    assert "fold 1: 1 patients are in both train and test" in printed
     assert printed.count("\n") == 1
     for source in ("column pid", "--group_regex"):
         with pytest.raises(RunError, match="1 patients are in both train and test"):
