@@ -102,7 +102,7 @@ def test_unlabelled_images_are_audited_too_and_unreadable_sets_refused(tmp_path:
     assert [row[2:4] for row in rows] == [("00.png", f"{number:02}.png") for number in range(1, 40)]
     for path in (tmp_path / "plain").iterdir():
         path.write_bytes(b"none")
-    with pytest.raises(RunError, match="40 of 40 files checked cannot be read .*none is left"):
+    with pytest.raises(RunError, match=r"40 of 40 files checked cannot be read .*none is left"):
         run_verb(["audit", str(tmp_path / "plain"), "--out", str(tmp_path / "none")])
 
 
