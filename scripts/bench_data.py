@@ -20,7 +20,7 @@ import jax
 import nibabel
 import numpy as np
 import pydicom
-import torch
+import torch  # pyright: ignore[reportMissingImports]
 from benchmarking import machine, table
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
