@@ -218,7 +218,7 @@ def complaints(rules: Mapping[str, Rule], sampled: Sequence[tuple[Sampled, tuple
     said = []
     for group, rule in rules.items():
         images = [(image, levels) for image, levels in sampled if image.group == group and len(image.values)]
-        if not images or rule.name == "full":
+        if not images or (rule.name == "full" and group == "8 bits"):
             continue
         beyond = counted = 0
         used = np.zeros(256, bool)

@@ -42,6 +42,10 @@ _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 274
 
 
+class Unknown(Refused):
+    """A file that does not begin as any of these kinds does."""
+
+
 def read_header(path: Path, max_megapixels: float = 200.0) -> Header:
     """What the header of an image file says, without decoding pixels; of a PNG, all checksums are compared.
 
@@ -147,7 +151,7 @@ def _opened(file: IO[bytes], start: bytes) -> Image.Image:
         return Image.open(file, formats=_PILLOW)
     except UnidentifiedImageError as error:
         if not start.startswith(_STARTS):
-            raise Refused("it is not a PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000 file") from error
+            raise Unknown("it is not a PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000 file") from error
         if start.startswith(b"\xff\xd8\xff"):
             raise Refused(
                 "its header is damaged, or it is a JPEG of 12 bits or without loss; save it as PNG"
