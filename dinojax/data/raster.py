@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from dinojax.data.deep_colour import check_png, deep_jpeg2000, deep_png, is_deep_png, jpeg2000_bits
 from dinojax.data.formats import Header, Stored
 from dinojax.data.header_texts import TEXT_TAGS, names_of, texts_of
-from dinojax.data.tiff import Layout, Refused, colours_of, layout_of, list_pages, open_page, page_at, samples
+from dinojax.data.tiff import Layout, Refused, Unknown, colours_of, layout_of, list_pages, open_page, page_at, samples
 from dinojax.runs.files import reason
 
 # Once, for all threads: sizes are checked here before decoding, and damaged files are refused with a reason.
@@ -40,10 +40,6 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG2000_HEADER = 1 << 20  # bytes among which the codestream's header is looked for, behind a colour profile
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _ORIENTATION = 274
-
-
-class Unknown(Refused):
-    """A file that does not begin as any of these kinds does."""
 
 
 def read_header(path: Path, max_megapixels: float = 200.0) -> Header:
