@@ -3,12 +3,14 @@
 Every kind stands beside three good pictures of its own size.
 """
 
+import dataclasses
+import functools
 import gzip
 import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,9 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 
+from dinojax.config.bounds import check
+from dinojax.config.images import ImagesConfig
 from dinojax.config.parser import parse
-from dinojax.config.pretrain import PretrainConfig
 from dinojax.data.contrast import check_contrast
 from dinojax.data.opening import open_images
 from dinojax.data.reading import read_records
@@ -175,10 +178,6 @@ class Refused(NamedTuple):
     words: tuple[str, ...]
 
 
-Options = Mapping[str, Any]
-Content = bytes | Callable[[], bytes] | Callable[[Path], Any]
-
-
 class Kind(NamedTuple):
     """A file beside three good ones."""
 
@@ -229,7 +228,7 @@ FILES: dict[str, Kind] = {
         for suffix in ("png", "jpg", "tif", "dcm", "nii", "nii.gz", "gif", "bmp", "webp", "jp2")
     },
     "png, header cut": Kind("x.png", lambda: picture("PNG")[:20], bad("damaged")),
-    "png, pixels cut": Kind("x.png", lambda: cut(picture("PNG", RGB)), bad("damaged")),
+    "png, pixels cut": Kind("x.png", lambda: cut(picture("PNG", RGB)), bad("is truncated")),
     "png, pixels wrong": Kind(
         "x.png", lambda: picture("PNG", RGB).replace(b"IDAT", b"IDAT\x55", 1)[:-1], bad("damaged")
     ),
@@ -243,7 +242,7 @@ FILES: dict[str, Kind] = {
     "tiff, pixels cut": Kind(
         "x.tif",
         lambda: cut(tiff(np.tile(WIDE, (8, 8)))),
-        bad("damaged", decoding=True),
+        bad("is truncated", "too short", decoding=True),
     ),
     "dicom, header cut": Kind("x.dcm", lambda: dicom()[:300], bad("no pixel data, or ends before it")),
     "dicom, preamble cut": Kind("x.dcm", lambda: dicom()[:100], bad("not DICOM, or is encrypted")),
@@ -251,7 +250,7 @@ FILES: dict[str, Kind] = {
     "dicom, compressed pixels cut": Kind(
         "x.dcm", lambda: cut(dicom(np.tile(GREY, (9, 9)), encapsulated(J2K)), 0.9), bad("is cut off")
     ),
-    "nifti, header cut": Kind("x.nii", lambda: nifti()[:200], bad("no NIfTI file")),
+    "nifti, header cut": Kind("x.nii", lambda: nifti()[:200], bad("cut off within its header")),
     "nifti, voxels cut": Kind("x.nii", lambda: cut(nifti()), bad("cut off or damaged")),
     "nifti.gz, header cut": Kind("x.nii.gz", lambda: nifti(gz=True)[:12], bad("no NIfTI file")),
     "nifti.gz, cut in the middle": Kind("x.nii.gz", lambda: cut(nifti(gz=True), 0.5), bad("too early: it is cut off")),
@@ -735,9 +734,22 @@ class Used(NamedTuple):
     """By place in the records."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(ImagesConfig):
+    """Those that every verb has which reads images."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@functools.cache
+def configured(options: tuple[str, ...]) -> Options:
+    return parse(Options, options, "pretrain")
+
+
 def use(data: str, kind: Set, on_bad_file: Any) -> Used:
     """Everything that a run does with its images before it learns from them."""
-    config = parse(PretrainConfig, ["--data", data, "--out", "run", *kind.options], "pretrain")
+    config = configured(kind.options)
     records = read_records(data, labelled=kind.labelled, on_bad_file=on_bad_file)
     records, headers = open_images(records, config, on_bad_file=on_bad_file)
     check_contrast(records)
