@@ -46,7 +46,7 @@ def main(config: IndexConfig) -> Path:
         print("not listed:", re.split(r" \(|: ", line)[0] if config.pseudonyms else line)
     if index.telling and not config.pseudonyms:
         files = counted(index.telling, "path")
-        print(f"warning: {files} contain a name or id of their file's header; --pseudonyms true lists hashed names")
+        print(f"warning: {files} with a name or id of its header; --pseudonyms true lists hashed names")
     listed = f"{counted(len(table), 'image')} of {counted(len(set(index.images['path'])), 'file')}"
     print(
         f"done: {out} lists {listed}"
