@@ -66,7 +66,9 @@ def index_folder(folder: Path, part: Path, *, salt: bytes, max_megapixels: float
     found = read_images(folder)
     paths = found.paths.tolist()
     known = {line["path"]: line for line in _lines(part)}
-    states = {path: _state(folder / path) for path in paths}
+    # What was read with another salt or limit, or below another folder, does not count.
+    mark = privacy.hashed(salt, "index", f"{folder.resolve()} {max_megapixels:g}")
+    states = {path: [*_state(folder / path), mark] for path in paths}
     missing = [path for path in paths if path not in known or known[path]["state"] != states[path]]
 
     def read(path: str) -> dict[str, Any]:

@@ -769,6 +769,7 @@ def check_line(line: str, words: tuple[str, ...], kind: Set) -> None:
     assert not any(name in line for name in PRIVATE), line
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("name", KINDS)
 def test_what_is_read_and_what_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     kind, folder = KINDS[name], tmp_path / "data set"

@@ -203,6 +203,21 @@ def test_an_interrupted_index_goes_on(
     assert table[differing]["width"].tolist() == ["4"]
 
 
+def test_what_was_read_in_another_way_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "data", tmp_path / "all.csv"
+    for number in range(4):
+        write_dicom(folder / f"{number}.dcm", np.tile(GREY, (4, 4)), PatientID="1")
+    stopped = ("--threads", "1", "--max_megapixels", "0.001")
+    for options in (("--max_megapixels", "1"), ("--max_megapixels", "0.001", "--salt_file", str(tmp_path / "salt"))):
+        with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+            count_reads(context, stop_after=2)
+            index(folder, out, *stopped)
+        with monkeypatch.context() as context:
+            read = count_reads(context)
+            index(folder, out, "--threads", "1", *options)
+        assert sum(read.values()) == 4
+
+
 def test_pseudonyms_give_no_path_away_and_lead_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], own: Path
 ) -> None:
