@@ -35,6 +35,8 @@ class IntensityConfig:
             raise UsageError("intensity.policy range and intensity.range [LOW, HIGH] belong together; give both")
         if self.range is not None and self.range[0] >= self.range[1]:
             raise UsageError(f"intensity.range is {list(self.range)}; the lower one comes first")
+        if self.percentiles[0] == self.percentiles[1]:
+            raise UsageError(f"intensity.percentiles is {list(self.percentiles)}; they must differ")
 
 
 @dataclasses.dataclass(frozen=True)

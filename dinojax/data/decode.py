@@ -10,6 +10,7 @@ from dinojax.data.files import FORMATS, suffix_of
 from dinojax.data.formats import KINDS, Axis, BadFile, Header, Stored
 from dinojax.data.intensity import FULL, grey_levels
 from dinojax.data.records import Records
+from dinojax.data.tiff import Unknown
 from dinojax.levels import Rule
 from dinojax.runs.files import reason
 
@@ -44,8 +45,9 @@ def read_header(file: Path, frame: int = -1, max_megapixels: float = MAX_MEGAPIX
         return kind, dicom.read_header(file, max_megapixels)
     try:
         return kind, raster.read_header(file, max_megapixels)
-    except ValueError:
-        if dicom.is_dicom(file):  # whatever its name says
+    except ValueError as error:
+        named = suffix_of(str(file)) in (".dcm", ".dicom") and isinstance(error, Unknown)
+        if named or dicom.is_dicom(file):  # whatever its name says; and who calls it DICOM is told why it is not
             return "dicom", dicom.read_header(file, max_megapixels)
         raise
 

@@ -18,6 +18,7 @@ from dinojax.data.records import Records
 from dinojax.errors import RunError
 from dinojax.levels import Rule
 from dinojax.runs.files import reason, replacing
+from dinojax.wording import counted
 
 _OPENED_AT_A_TIME = 8
 _SHOWN_FROM = 5_000
@@ -34,7 +35,7 @@ class Headers:
       grey, colour: how many of these hold images of one channel, and of three.
       groups: how many of these are of each kind that intensities tell apart, see `intensity.GROUPS`.
       smallest, largest: (width, height) in pixels, by area; (0, 0) if none was readable.
-      bad: (path as in the records, reason) of the files that cannot be read.
+      bad: (path as in the records, reason) of the files that cannot be read, and of frames that a file does not have.
       notes: what else was found: files of several images, slices left out.
       rules: by kind, how values become grey levels.
       intensity: a line for each kind: how, and why.
@@ -115,15 +116,17 @@ def find_headers(records: Records, limit: int, on_bad_file: Literal["stop", "ski
     if len(chosen) < len(places) and not all(_plain(header) for _, header, _ in found.values()):
         found |= _read(records, np.setdiff1d(places, chosen), max_megapixels)
         chosen = places
-    bad = {place: why for place, (_, _, why) in found.items() if why}
-    if bad and (on_bad_file == "stop" or len(bad) == len(places)):
-        listed = "; ".join(f"{why}: {records.describe(place)}" for place, why in list(bad.items())[:3])
-        advice = "repair them, or leave them out with --on_bad_file skip" if len(bad) < len(places) else "none is left"
-        raise RunError(f"{len(bad)} of {len(chosen)} files checked cannot be read ({listed}); {advice}")
     by_path = {str(records.paths[place]): entry for place, entry in found.items()}
     raster = ("raster", None, "")
     entries = [by_path.get(path, raster) for path in records.paths.tolist()]
-    kept = np.array([place for place, (_, _, why) in enumerate(entries) if not why], np.int64)
+    beyond = {place: why for place, (_, header, _) in enumerate(entries) if (why := _beyond(records, place, header))}
+    bad = {place: why for place, (_, _, why) in found.items() if why} | beyond
+    kept = np.array([place for place, (_, _, why) in enumerate(entries) if not why and place not in beyond], np.int64)
+    if bad and (on_bad_file == "stop" or not len(kept)):
+        listed = "; ".join(f"{why}: {records.describe(place)}" for place, why in list(bad.items())[:3])
+        advice = "repair them, or leave them out with --on_bad_file skip" if len(kept) else "none is left"
+        files = len({str(records.paths[place]) for place in bad})
+        raise RunError(f"{files} of {len(chosen)} files checked cannot be read ({listed}); {advice}")
     listed_bad = (
         *((path, "its name is not UTF-8") for path in records.misnamed),
         *((str(records.paths[place]), why) for place, why in bad.items()),
@@ -166,11 +169,19 @@ def list_skipped(skipped: Sequence[tuple[str, str]], path: Path) -> None:
     if path.exists():  # from before the run was interrupted
         table = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False), table])
     with replacing(path, newline="") as file:
-        table.drop_duplicates("path", keep="last").sort_values("path").to_csv(file, index=False)
+        table.drop_duplicates().sort_values(["path", "reason"]).to_csv(file, index=False)
 
 
 def _plain(header: Header | None) -> bool:
     return header is None or (header.kind == "raster" and header.bits <= 8 and header.frames == 1)
+
+
+def _beyond(records: Records, place: int, header: Header | None) -> str:
+    """Why an entry has no image, if its file has fewer; which slices a volume has depends on the axis."""
+    frame = int(records.frames[place])
+    if header is None or header.volume is not None or frame < header.frames:
+        return ""
+    return f"has {counted(header.frames, 'image')}, numbered from 0, and none of number {frame}"
 
 
 def _read(records: Records, places: np.ndarray, max_megapixels: float) -> dict[int, tuple[str, Header | None, str]]:
@@ -181,9 +192,6 @@ def _read(records: Records, places: np.ndarray, max_megapixels: float) -> dict[i
             kind, header = read_header(records.file(place), int(records.frames[place]), max_megapixels)
         except Exception as error:  # whatever the damage leads to, or the disk
             return "raster", None, reason(error)
-        frame = int(records.frames[place])
-        if frame >= header.frames and header.volume is None:
-            return kind, None, f"has {header.frames} images, none of number {frame}"
         return kind, header, ""
 
     found: dict[int, tuple[str, Header | None, str]] = {}

@@ -12,11 +12,10 @@ import pandas as pd
 
 from dinojax import progress
 from dinojax.data import privacy
+from dinojax.data.class_folders import read_class_folders, read_images
 from dinojax.data.decode import read_header
 from dinojax.data.files import FORMATS, suffix_of
 from dinojax.data.formats import Header
-from dinojax.data.listing import Listing, list_images
-from dinojax.data.reading import read_records
 from dinojax.errors import RunError
 from dinojax.runs.files import reason
 
@@ -44,7 +43,8 @@ class Index(NamedTuple):
     """A row an image with `COLUMNS`, all text; a NIfTI volume is one row, whose slices a run chooses."""
     unreadable: pd.DataFrame
     """Columns `path` and `reason`."""
-    listing: Listing
+    left_out: tuple[str, ...]
+    """What lies there and is not among the images, for people to read."""
     telling: int
     """Files whose path contains a name or id of their header."""
 
@@ -60,12 +60,15 @@ def index_folder(folder: Path, part: Path, *, salt: bytes, max_megapixels: float
       threads: that read files.
 
     Raises:
+      UsageError: there is no image.
       RunError: a folder cannot be read, or `part` cannot be written.
     """
-    listing = list_images(folder)
-    paths = listing.paths.tolist()
+    found = read_images(folder)
+    paths = found.paths.tolist()
     known = {line["path"]: line for line in _lines(part)}
-    states = {path: _state(folder / path) for path in paths}
+    # What was read with another salt or limit, or below another folder, does not count.
+    mark = privacy.hashed(salt, "index", f"{folder.resolve()} {max_megapixels:g}")
+    states = {path: [*_state(folder / path), mark] for path in paths}
     missing = [path for path in paths if path not in known or known[path]["state"] != states[path]]
 
     def read(path: str) -> dict[str, Any]:
@@ -93,11 +96,11 @@ def index_folder(folder: Path, part: Path, *, salt: bytes, max_megapixels: float
             )
     rows = [row | labels.get(line["path"], {}) for line in readable for row in _rows(line)]
     unreadable = [{"path": line["path"], "reason": line["why"]} for line in lines if "why" in line]
-    unreadable += [{"path": name, "reason": "its name is not UTF-8"} for name in listing.misnamed]
+    unreadable += [{"path": name, "reason": "its name is not UTF-8"} for name in found.misnamed]
     return Index(
         pd.DataFrame(rows, columns=COLUMNS, dtype=object).fillna(""),
         pd.DataFrame(unreadable, columns=("path", "reason")),
-        listing,
+        found.left_out,
         sum(bool(line.get("telling")) for line in lines),
     )
 
@@ -185,13 +188,14 @@ def _rows(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _labels(folder: Path) -> dict[str, dict[str, str]]:
     """Label and part of each image, where the names of the folders tell them."""
     try:
-        records = read_records(str(folder), labelled=True, positive_needed=False, on_bad_file="skip")
+        records = read_class_folders(folder)
     except RunError:  # they are no class folders
         return {}
-    if records.labels is None or records.multilabel or records.table is not None:
+    assert records.labels is not None
+    if len(set(records.labels.tolist())) < 2:
         return {}
     splits = [""] * len(records) if records.splits is None else records.splits.tolist()
     return {
-        path: {"label": records.classes[label], "split": split}
-        for path, label, split in zip(records.paths.tolist(), records.labels, splits, strict=True)
+        path: {"label": label, "split": split}
+        for path, label, split in zip(records.paths.tolist(), records.labels.tolist(), splits, strict=True)
     }

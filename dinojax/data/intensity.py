@@ -196,7 +196,8 @@ def levels_of(stored: Stored, rule: Rule) -> tuple[float, float]:
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if not high > low:
         raise RunError(f"a range from {low:g} to {high:g} shows nothing")
-    return np.clip(np.rint((values.astype(np.float64) - low) * 255 / (high - low)), 0, 255).astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # NaN is padding, and painted over
+        return np.clip(np.rint((values.astype(np.float64) - low) * 255 / (high - low)), 0, 255).astype(np.uint8)
 
 
 @functools.lru_cache(64)
@@ -218,7 +219,7 @@ def complaints(rules: Mapping[str, Rule], sampled: Sequence[tuple[Sampled, tuple
     said = []
     for group, rule in rules.items():
         images = [(image, levels) for image, levels in sampled if image.group == group and len(image.values)]
-        if not images or rule.name == "full":
+        if not images or (rule.name == "full" and group == "8 bits"):
             continue
         beyond = counted = 0
         used = np.zeros(256, bool)

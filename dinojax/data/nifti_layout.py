@@ -200,6 +200,8 @@ def _checked(block: bytes) -> tuple[nibabel.Nifti1Header, Literal[1, 2]]:
         kind, length, version = nibabel.Nifti2Header, 540, 2
     elif block[344:348] in (b"n+1\0", b"ni1\0"):
         kind, length, version = nibabel.Nifti1Header, 348, 1
+    elif block[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and len(block) < 348:
+        raise ValueError("is cut off within its header")
     elif block[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
         raise ValueError("is an Analyze file, which does not say which side is left; convert it to NIfTI")
     else:

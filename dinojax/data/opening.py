@@ -1,7 +1,7 @@
 """From listed files to images that can be decoded: headers read, slices listed, patients known, intensities decided."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -53,7 +53,8 @@ def open_images(
         records, headers, notes = found.records, found.headers, []
         kinds = found.kinds
     else:
-        records, origin, notes = _expand(found, config.slices)
+        found, full = _without_damaged(found, config.slices, on_bad_file)
+        records, origin, notes = _expand(found, config.slices, full)
         headers, kinds = [found.headers[place] for place in origin], found.kinds[origin]
         records, more = _with_groups(records, headers, kinds, config.salt_file)
         notes += more
@@ -77,7 +78,40 @@ def open_images(
     return records, told
 
 
-def _expand(found: Found, config: SlicesConfig) -> tuple[Records, np.ndarray, list[str]]:
+def _without_damaged(
+    found: Found, config: SlicesConfig, on_bad_file: Literal["stop", "skip"]
+) -> tuple[Found, dict[int, np.ndarray]]:
+    """What can be read to the last voxel; and, by place, which slices of a volume are not empty."""
+    full: dict[int, np.ndarray] = {}
+    bad: list[tuple[str, str]] = []
+    kept: list[int] = []
+    for place, header in enumerate(found.headers):
+        if config.drop_empty and header is not None and header.volume is not None and found.records.frames[place] < 0:
+            try:
+                slices = _not_empty(found.records, place, config)
+            except BadFile as error:
+                if on_bad_file == "stop":
+                    raise
+                bad.append((str(found.records.paths[place]), str(error)))
+                continue
+            full[len(kept)] = slices
+        kept.append(place)
+    if not bad:
+        return found, full
+    if not kept:
+        raise BadFile(f"none of {counted(len(bad), 'file')} can be read: {bad[0][1]}")
+    left = found._replace(
+        records=found.records.take(np.array(kept)),
+        headers=[found.headers[place] for place in kept],
+        kinds=found.kinds[kept],
+        bad=(*found.bad, *bad),
+    )
+    return left, full
+
+
+def _expand(
+    found: Found, config: SlicesConfig, full: Mapping[int, np.ndarray]
+) -> tuple[Records, np.ndarray, list[str]]:
     """An entry for each image that is used, the entries that they are of, and what was left out, in words."""
     counts, frames = np.ones(len(found.records), np.int64), []
     empty = several = 0
@@ -87,10 +121,9 @@ def _expand(found: Found, config: SlicesConfig) -> tuple[Records, np.ndarray, li
             chosen = [given]
         else:
             several += 1
-            chosen = _chosen(header, config)
-            if header.volume is not None and config.drop_empty:
-                full = _not_empty(found.records, place, config)
-                left = [frame for frame in chosen if full[frame]]
+            chosen = _chosen(found.records, place, header, config)
+            if place in full:
+                left = [frame for frame in chosen if full[place][frame]]
                 empty += len(chosen) - len(left)
                 chosen = left
         counts[place] = len(chosen)
@@ -107,14 +140,16 @@ def _expand(found: Found, config: SlicesConfig) -> tuple[Records, np.ndarray, li
     return records, np.repeat(np.arange(len(counts)), counts), notes
 
 
-def _chosen(header: Header, config: SlicesConfig) -> list[int]:
+def _chosen(records: Records, place: int, header: Header, config: SlicesConfig) -> list[int]:
     """Numbers of the frames that are used, in order."""
     total = header.frames if header.volume is None else nifti.slices(header, config.axis)
     times = 1 if header.volume is None else header.volume[3]
     each = total // times
     if header.volume is not None and config.time is not None:
         if config.time >= times:
-            raise BadFile(f"slices.time {config.time}: a volume has {times}, numbered from 0; lower it")
+            raise BadFile(
+                f"slices.time {config.time}: a volume has {times}, numbered from 0, {records.describe(place)}; lower it"
+            )
         first = [config.time]
     else:
         first = list(range(times))

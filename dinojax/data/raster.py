@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from dinojax.data.deep_colour import check_png, deep_jpeg2000, deep_png, is_deep_png, jpeg2000_bits
 from dinojax.data.formats import Header, Stored
 from dinojax.data.header_texts import TEXT_TAGS, names_of, texts_of
-from dinojax.data.tiff import Layout, Refused, colours_of, layout_of, list_pages, open_page, page_at, samples
+from dinojax.data.tiff import Layout, Refused, Unknown, colours_of, layout_of, list_pages, open_page, page_at, samples
 from dinojax.runs.files import reason
 
 # Once, for all threads: sizes are checked here before decoding, and damaged files are refused with a reason.
@@ -147,7 +147,7 @@ def _opened(file: IO[bytes], start: bytes) -> Image.Image:
         return Image.open(file, formats=_PILLOW)
     except UnidentifiedImageError as error:
         if not start.startswith(_STARTS):
-            raise Refused("it is not a PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000 file") from error
+            raise Unknown("it is not a PNG, JPEG, TIFF, BMP, WebP, GIF or JPEG 2000 file") from error
         if start.startswith(b"\xff\xd8\xff"):
             raise Refused(
                 "its header is damaged, or it is a JPEG of 12 bits or without loss; save it as PNG"

@@ -138,7 +138,7 @@ class Records:
 
     def describe(self, index: int) -> str:
         """The file and where it is listed, for messages; a pseudonym is not given away."""
-        name = self.file(index) if self.files is None else self.paths[index]
+        name = str(self.file(index) if self.files is None else self.paths[index]).replace("\n", r"\n")
         frame = f", frame {self.frames[index]}" if self.frames[index] >= 0 else ""
         return f"{name}{frame}{self.listed(index)}"
 

@@ -95,7 +95,7 @@ class ImageSource:
         self.windowed = windowed
         self._cache: dict[int, np.ndarray | Windowed] = {}
         self._room = int(cache_gib * 2**30)
-        self._skipped: dict[str, str] = {}
+        self._skipped: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -112,14 +112,14 @@ class ImageSource:
             except BadFile as error:
                 if self.on_bad_file == "stop":
                     raise
-                self.add_skipped([(self.records.paths[row], str(error))])
+                self.add_skipped([(str(self.records.paths[row]), str(error))])
         raise BadFile(f"none of the {len(self)} images can be read, such as {self.records.describe(0)}")
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(path, reason) of the files found unreadable so far, sorted."""
+        """(path, reason) of the files found unreadable so far, sorted; of a file of several images, of each of them."""
         with self._lock:
-            return sorted(self._skipped.items())
+            return sorted(self._skipped)
 
     def add_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Lists (path, reason) of files that were found unreadable elsewhere, such as in a worker process."""

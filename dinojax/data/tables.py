@@ -85,9 +85,9 @@ def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
     records = dataclasses.replace(records, paths=np.array(names, TEXT), files=files)
     if again := repeated(root, records.paths, inodes, records.frames):
         place, before = again[0]
-        other = "" if paths[before] == paths[place] else f" as {paths[before]}"
+        other = "" if names[before] == names[place] else f" as {names[before]}"
         raise RunError(
-            f"{_at(columns, records.rows[place])}: {paths[place]} is listed before{other}, "
+            f"{_at(columns, records.rows[place])}: {names[place]} is listed before{other}, "
             f"in row {records.rows[before]}; keep one row"
         )
     return Table(records, inodes)

@@ -35,6 +35,10 @@ class Refused(ValueError):
     """A file that is not read, with the reason in plain words."""
 
 
+class Unknown(Refused):
+    """A file that is of no kind of picture by its first bytes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """How the samples of a page are stored.

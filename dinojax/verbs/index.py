@@ -1,5 +1,6 @@
 """`dinojax index FOLDER`: a manifest of the images that lie there."""
 
+import re
 from pathlib import Path
 
 from dinojax.config.index import IndexConfig
@@ -41,11 +42,11 @@ def main(config: IndexConfig) -> Path:
         write_text(bad, unreadable.to_csv(index=False))
     write_text(out, table.to_csv(index=False))
     part.unlink()
-    for line in index.listing.left_out():
-        print(f"not listed: {line}" if not config.pseudonyms else f"not listed: {line.partition(' (')[0]}")
+    for line in index.left_out:  # of which what follows a colon or stands in parentheses are names
+        print("not listed:", re.split(r" \(|: ", line)[0] if config.pseudonyms else line)
     if index.telling and not config.pseudonyms:
         files = counted(index.telling, "path")
-        print(f"warning: {files} contain a name or id of their file's header; --pseudonyms true lists hashed names")
+        print(f"warning: {files} with a name or id of its header; --pseudonyms true lists hashed names")
     listed = f"{counted(len(table), 'image')} of {counted(len(set(index.images['path'])), 'file')}"
     print(
         f"done: {out} lists {listed}"
