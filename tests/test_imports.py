@@ -48,9 +48,10 @@ ROOMS: dict[str, set[str]] = {
     "look": {"tree", "models", "augment.geometry", "data", "reporting", "protocols"},
     "dino.evaluators": {"tree", "protocols"},
     "dino.facts": {"config", "costs", "models", "data", "dino"},
+    "dino.corpus": {"errors", "config", "processes", "models", "data"},
     "dino.assembly": {
-        *("errors", "seeds", "config", "costs", "sharding", "processes", "models", "data", "augment", "dino"),
-        *("dino.evaluators", "dino.facts", "protocols"),
+        *("errors", "seeds", "config", "costs", "sharding", "models", "data", "augment", "dino"),
+        *("dino.corpus", "dino.evaluators", "dino.facts", "protocols"),
     },
     "dino.monitor": {"errors", "tree", "runs", "runs.files", "dino", "dino.evaluators"},
     "dino.loop": {

@@ -30,7 +30,8 @@ def train_transform(element: Element, rng: np.random.Generator, size: int, confi
     if rng.random() < config.horizontal_flip:
         image = image[:, ::-1]
     box = geometry.crop_box(rng, size, size, config.scale)
-    image = geometry.to_array(geometry.cut(geometry.to_pil(image), box, size, geometry.BILINEAR))
+    planes = [geometry.cut(plane, box, size, geometry.BILINEAR) for plane in geometry.to_planes(image)]
+    image = geometry.from_planes(planes)
     image = geometry.shear(image, rng.uniform(-config.shear, config.shear))
     reach = config.shift * size
     right, down = (round(rng.uniform(-reach, reach)) for _ in range(2))

@@ -1,9 +1,11 @@
 """Geometry on the host: uint8 images through Pillow, as torchvision does it on PIL images, to the same pixels.
 
-Images are uint8 [H, W, C], C 1 or 3; draws come from the generator that is passed.
+Images are uint8 [H, W, C]; draws come from the generator that is passed. Of other numbers of channels than 1 and 3,
+such as MR sequences, each is treated by itself, in the very same way.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -24,6 +26,24 @@ def to_array(image: Image.Image) -> np.ndarray:
     """A Pillow image of mode L or RGB as uint8 [H, W, 1] or [H, W, 3]."""
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
+
+
+def to_planes(image: np.ndarray) -> list[Image.Image]:
+    """uint8 [H, W, C] as one Pillow image of mode L or RGB; of other numbers of channels, one of mode L for each."""
+    channels = image.shape[2]
+    if channels in (1, 3):
+        return [to_pil(image)]
+    return [to_pil(image[:, :, channel : channel + 1]) for channel in range(channels)]
+
+
+def from_planes(planes: Sequence[Image.Image]) -> np.ndarray:
+    """The inverse of `to_planes`."""
+    arrays = [to_array(plane) for plane in planes]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=2)
+
+
+def _each(image: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    return from_planes([operation(plane) for plane in to_planes(image)])
 
 
 def crop_box(
@@ -62,28 +82,39 @@ def cut(image: Image.Image, box: Box, size: int, resample: Image.Resampling = BI
     return image.crop((left, top, left + width, top + height)).resize((size, size), resample)
 
 
-def grey(image: np.ndarray) -> np.ndarray:
-    """Luminance (ITU-R 601-2), uint8 [H, W, 1]; a grey image stays as it is."""
-    return image if image.shape[2] == 1 else to_array(to_pil(image).convert("L"))
+def grey(image: np.ndarray, stacked: bool = False) -> np.ndarray:
+    """Luminance (ITU-R 601-2) of RGB, uint8 [H, W, 1]; a grey image stays as it is.
+
+    Of an image that is `stacked`, whose channels are no colours, and of other numbers of channels: their rounded mean.
+    """
+    if image.shape[2] == 1:
+        return image
+    if stacked or image.shape[2] != 3:
+        return np.rint(image.mean(axis=2, keepdims=True)).astype(np.uint8)
+    return to_array(to_pil(image).convert("L"))
 
 
 def square(image: np.ndarray, size: int, resample: Image.Resampling = BILINEAR) -> np.ndarray:
     """Resizes to uint8 [size, size, C], whatever the aspect."""
-    return to_array(to_pil(image).resize((size, size), resample))
+    return _each(image, lambda plane: plane.resize((size, size), resample))
+
+
+def stretched(height: int, width: int, ratio: float) -> tuple[int, int]:
+    """Height and width that `stretch` makes of these."""
+    return (round(height * ratio), width) if ratio >= 1 else (height, round(width / ratio))
 
 
 def stretch(image: np.ndarray, ratio: float) -> np.ndarray:
     """Makes pixels square that are `ratio` times as high as wide, by more rows or columns (bicubic)."""
-    height, width = image.shape[:2]
-    height, width = (round(height * ratio), width) if ratio >= 1 else (height, round(width / ratio))
+    height, width = stretched(image.shape[0], image.shape[1], ratio)
     if (height, width) == image.shape[:2]:
         return image
-    return to_array(to_pil(image).resize((width, height), BICUBIC))
+    return _each(image, lambda plane: plane.resize((width, height), BICUBIC))
 
 
 def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
     """Rotates counter-clockwise about the centre, nearest neighbour, zeros outside: torchvision's default."""
-    return to_array(to_pil(image).rotate(degrees, Image.Resampling.NEAREST))
+    return _each(image, lambda plane: plane.rotate(degrees, Image.Resampling.NEAREST))
 
 
 def shear(image: np.ndarray, degrees: float) -> np.ndarray:
@@ -99,5 +130,6 @@ def shift(image: np.ndarray, right: int, down: int) -> np.ndarray:
 
 def _affine(image: np.ndarray, matrix: tuple[float, float, float, float, float, float]) -> np.ndarray:
     """Pixel (x, y) of the result is the source's (a·x + b·y + c, d·x + e·y + f), nearest neighbour."""
-    pil = to_pil(image)
-    return to_array(pil.transform(pil.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST))
+    return _each(
+        image, lambda plane: plane.transform(plane.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
+    )

@@ -1,6 +1,7 @@
 """DINOv2's views of an image: crops on the host (uint8), intensities on the device (float32)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,9 +41,10 @@ def _views(
 ) -> np.ndarray:
     height, width, channels = image.shape
     views = np.empty((count, size, size, channels), np.uint8)
-    pil = geometry.to_pil(image)  # once for all views
+    planes = geometry.to_planes(image)  # once for all views
     for view in views:
-        crop = geometry.to_array(geometry.cut(pil, geometry.crop_box(rng, height, width, scale), size))
+        box = geometry.crop_box(rng, height, width, scale)
+        crop = geometry.from_planes([geometry.cut(plane, box, size) for plane in planes])
         if rng.random() < config.horizontal_flip:
             crop = crop[:, ::-1]
         if rng.random() < config.vertical_flip:
@@ -54,7 +56,7 @@ def _views(
 
 
 def augment_views(
-    batch: Mapping[str, jax.Array], key: jax.Array, photometry: PhotometryConfig
+    batch: Mapping[str, jax.Array], key: jax.Array, photometry: PhotometryConfig, stacked: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """Changes the intensities of all views of a batch; to be called under jit.
 
@@ -62,9 +64,14 @@ def augment_views(
     device, an image is processed changes nothing.
 
     Args:
-      batch: `globals` uint8 [B, 2, S, S, C], `locals` uint8 [B, L, s, s, C], `place` uint32 [B]; C 1 or 3.
+      batch: `globals` uint8 [B, 2, S, S, C], `locals` uint8 [B, L, s, s, C], `place` uint32 [B]; C 1 or 3, if not
+        `stacked`.
       key: the run's.
       photometry: static under jit.
+      stacked: whether the channels are images of their own, such as MR sequences, and no colours. Each is then changed
+        as a grey image, all of a view by the same draws: brightness and contrast by the same factors (contrast about
+        each channel's own mean), blur by the same width, solarisation in all or none; saturation, hue and grayscale
+        change nothing. Static under jit.
 
     Returns:
       float32 [B, 2, S, S, C] and [B, L, s, s, C] in 0..1. Grey stays grey: what makes a model's input of it comes
@@ -76,7 +83,10 @@ def augment_views(
         def one(image: jax.Array, image_key: jax.Array, number: jax.Array) -> jax.Array:
             planes = jnp.moveaxis(image, -1, 0).astype(jnp.float32) / 255
             own_key = jax.random.fold_in(image_key, number)
-            augmented = intensity.augment(planes, own_key, photometry, blur=blur, solarization=solarization)
+            change = partial(
+                intensity.augment, key=own_key, photometry=photometry, blur=blur, solarization=solarization
+            )
+            augmented = jax.vmap(change)(planes[:, None])[:, 0] if stacked else change(planes)
             return jnp.moveaxis(augmented, 0, -1)
 
         numbers = first + jnp.arange(images.shape[1])

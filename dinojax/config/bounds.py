@@ -99,7 +99,7 @@ def check(config: object, section: str = "") -> None:
             check(value, f"{key}.")
         elif value == () != field.default:
             raise UsageError(f"{key} is empty; give at least one value")
-        elif value is not None:
+        elif value is not None and not isinstance(value, str):  # a word in place of a number
             several = isinstance(value, tuple)
             for bounds in _annotated(hints[field.name]):
                 if problem := bounds.problem(value if several else (value,)):

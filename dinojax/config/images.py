@@ -49,8 +49,9 @@ class SlicesConfig:
     """Every n-th slice or frame."""
     middle: PositiveInt | None = None
     """The m middle ones, of which `every` takes its share; null: all."""
-    time: NonNegativeInt | None = None
-    """Of 4-D volumes the one of this number, from 0; null: all of the fourth axis."""
+    time: NonNegativeInt | Literal["channels"] | None = None
+    """Of 4-D volumes the one of this number, from 0; null: all of the fourth axis, each an image of its own;
+    `channels`: all of it, as the channels of one image, such as MR sequences."""
     drop_empty: bool = True
     """Leaves out the slices of a NIfTI volume of which less than 1 % of the pixels are above the volume's background:
     its lowest value and a twentieth of its range."""

@@ -1,6 +1,5 @@
 """What data sets share: identical images, near duplicates and patients, inside one and between them."""
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dinojax.config.audit import AuditConfig
-from dinojax.data.duplicates import first_equal, identical_groups
+from dinojax.data.duplicates import digest, first_equal, identical_groups
 from dinojax.data.fingerprints import Fingerprints
 from dinojax.data.near import near_pairs
 from dinojax.data.opening import open_images
@@ -254,8 +253,7 @@ class Audit:
 
 def _digest(records: Records, index: int) -> bytes:
     try:
-        with records.file(index).open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
+        return digest(records, index)
     except OSError:  # it was there a moment ago
         return str(records.file(index)).encode()
 

@@ -14,6 +14,9 @@ from dinojax.errors import RunError, UsageError
 Uncertain = Literal["ignore", "zero", "one"]
 GROUP_COLUMNS = ("patient_id", "study_id", "volume_id")
 MULTILABEL = "label_"
+CHANNEL = "path_"
+"""What the names of several columns of files begin with, each of a channel."""
+_MASKS = {"mask", "masks", "seg", "segmentation", "label", "labels", "annotation", "annotations", "roi"}
 KNOWN: dict[str, tuple[str, ...]] = {
     "path": (
         *("path", "filename", "img_dir", "imgpath", "dir", "file", "filepath"),
@@ -62,6 +65,8 @@ class Columns:
       roles: the columns that are read.
       paths: those that may hold the paths, if `roles` does not have it.
       flags: of the labels of a multi-label task.
+      channels: of the files of an image's channels, in the table's order; the first is the path of `roles`. Empty where
+        a file is an image.
     """
 
     text: Text
@@ -69,6 +74,7 @@ class Columns:
     roles: dict[str, int]
     paths: list[int]
     flags: list[int]
+    channels: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -77,7 +83,7 @@ class Columns:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        read = {*self.roles.values(), *self.flags}
+        read = {*self.roles.values(), *self.flags, *self.channels}
         return tuple(name or f"{place + 1} (unnamed)" for place, name in enumerate(self.header) if place not in read)
 
 
@@ -105,13 +111,14 @@ def find_columns(file: Path, wanted: Wanted) -> Columns:
     places = _by_role(header, flags)
     places["path"] = _named(file, header, "path", wanted.path_column) or places["path"]
     places["label"] = _named(file, header, "label", wanted.label_column) or places["label"]
-    places["path"] = places["pseudonym"] or places["path"]
+    channels = [] if places["path"] else _channels(file, header, places)
+    places["path"] = places["pseudonym"] or places["path"] or channels[:1]
     if not wanted.labelled or flags:
         places["label"] = []
     needed = ("path", "label") if wanted.labelled and not flags else ("path",)
-    _check(file, header, places, flags, needed)
+    _check(file, header, places, flags, channels, needed)
     roles = {role: found[0] for role, found in places.items() if len(found) == 1}
-    return Columns(text, header, roles, places["path"], flags)
+    return Columns(text, header, roles, places["path"], flags, channels)
 
 
 def choose_path(columns: Columns, exists: Callable[[str], bool], head: Sequence[Sequence[str]]) -> Columns:
@@ -143,6 +150,8 @@ def _cut(file: Path, wanted: Wanted) -> tuple[Text, list[str]]:
     for text, header in cuts:
         keys = {key_of(name) for name in header}
         if not named.isdisjoint(keys) or any(_ROLES.get(key) in ("path", "pseudonym") for key in keys):
+            return text, header
+        if sum(map(_is_channel, header)) > 1:
             return text, header
     return max(cuts[:-1], key=lambda cut: len(cut[1]))  # spaces stand in any text
 
@@ -177,16 +186,41 @@ def _flags(file: Path, header: list[str], wanted: Wanted) -> list[int]:
     return flags
 
 
+def _is_channel(name: str) -> bool:
+    return name.casefold().startswith(CHANNEL) and len(name) > len(CHANNEL)
+
+
+def _channels(file: Path, header: list[str], places: Mapping[str, list[int]]) -> list[int]:
+    """The columns of the files of an image's channels, if that is what the table has: two at least."""
+    found = [place for place, name in enumerate(header) if _is_channel(name)]
+    if len(found) < 2:
+        return []
+    names = " and ".join(header[place] for place in found)
+    if places["pseudonym"]:
+        raise RunError(f"{file}: has columns pseudonym and {names}; several files an image are listed by their paths")
+    if masks := [header[place] for place in found if header[place][len(CHANNEL) :].casefold() in _MASKS]:
+        raise RunError(
+            f"{file}: columns {names} would be the channels of one image, but {masks[0]} reads like a mask; "
+            "name the one column of images with --path_column"
+        )
+    return found
+
+
 def _check(
-    file: Path, header: list[str], places: Mapping[str, list[int]], flags: list[int], needed: Sequence[str]
+    file: Path,
+    header: list[str],
+    places: Mapping[str, list[int]],
+    flags: list[int],
+    channels: list[int],
+    needed: Sequence[str],
 ) -> None:
     """Refuses columns of which one is meant and several are there, or none."""
     listed = f"its columns are {', '.join(name or '(unnamed)' for name in header)}"
-    for role, found in (*places.items(), (MULTILABEL, flags)):
+    for role, found in (*places.items(), (MULTILABEL, flags), (CHANNEL, channels)):
         names = [header[place] for place in found]
         if twice := [name for name in names if names.count(name) > 1]:
             raise RunError(f"{file}: has several columns {twice[0]}; {listed}")
-        if role == MULTILABEL:
+        if role in (MULTILABEL, CHANNEL):
             check_values(dict.fromkeys(names, f"a column of {file}"), "column")
         elif len(names) > 1 and role != "path":  # which has the paths, the files tell
             advice = _ADVICE.get(role, "keep one")
@@ -196,7 +230,9 @@ def _check(
             raise RunError(f"{file}: its first line names an image, not columns; put a line such as path,label above")
         if not places[role]:
             known = ", ".join(KNOWN[role][:4])
-            raise RunError(f"{file}: has no column {known} or alike; {listed}; {_ADVICE[role]}")
+            single = [name for name in header if role == "path" and _is_channel(name)]
+            several = f"; {single[0]} alone makes no image of several channels" if single else ""
+            raise RunError(f"{file}: has no column {known} or alike; {listed}{several}; {_ADVICE[role]}")
 
 
 def _by_role(header: list[str], flags: list[int]) -> dict[str, list[int]]:

@@ -1,5 +1,6 @@
 """Decodes one image of a data set to grey levels or colours, uint8, by the data set's intensity policy."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,8 @@ def read_stored(
 def stored_of(records: Records, place: int) -> tuple[Stored, Rule, tuple[float, float] | None]:
     """One image before its values become grey levels, the rule by which they do, and its volume's black and white.
 
+    Of a stack this is its first channel.
+
     Raises:
       BadFile: it cannot be read, or is of another kind than all those whose headers were read.
     """
@@ -95,13 +98,27 @@ def stored_of(records: Records, place: int) -> tuple[Stored, Rule, tuple[float, 
 
 
 def decode(records: Records, place: int) -> np.ndarray:
-    """One image, uint8 [H, W, 1] or [H, W, 3], as its data set's policy shows it.
+    """One image, uint8 [H, W, 1] or [H, W, 3], as its data set's policy shows it; a stack is [H, W, channels].
 
     Raises:
-      BadFile: it cannot be read.
+      BadFile: it cannot be read; or the channels of a stack are not grey or not of one size.
     """
-    stored, rule, levels = stored_of(records, place)
-    return with_square_pixels(records, place, grey_levels(stored, rule, levels))
+    return joined(records, place, [grey_levels(*stored_of(one, place)) for one in records.channels])
+
+
+def joined(records: Records, place: int, channels: Sequence[np.ndarray]) -> np.ndarray:
+    """One image, uint8 [H, W, C], with square pixels if these are asked for, of its channels as they were decoded.
+
+    Raises:
+      BadFile: the channels of a stack are not grey or not of one size.
+    """
+    images = [with_square_pixels(one, place, image) for one, image in zip(records.channels, channels, strict=True)]
+    if len(images) == 1:
+        return images[0]
+    if {image.shape for image in images} != {(*images[0].shape[:2], 1)}:
+        listed = ", ".join(f"{image.shape[1]}×{image.shape[0]}×{image.shape[2]}" for image in images)
+        raise BadFile(f"cannot read {records.describe(place)}: its channels must be grey and of one size, not {listed}")
+    return np.concatenate(images, axis=2)
 
 
 def with_square_pixels(records: Records, place: int, image: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ LIMIT = 20_000
 def find_duplicates(records: Records) -> list[list[int]]:
     """Groups of images that are equal: the same frame of files with the same bytes, under different names.
 
-    Only files of equal size are read. A file that cannot be read equals no other.
+    Only files of equal size are read. A file that cannot be read equals no other; of stacks, all files must be equal.
 
     Returns:
       Places in the records, increasing in each group, the groups by their first image.
@@ -29,7 +29,7 @@ def find_duplicates(records: Records) -> list[list[int]]:
     by_size: dict[Hashable, list[int]] = defaultdict(list)
     for index in range(len(records)):
         try:
-            size = records.file(index).stat().st_size
+            size = tuple(file.stat().st_size for file in records.all_files(index))
         except OSError:
             continue
         by_size[size, int(records.frames[index])].append(index)
@@ -37,12 +37,20 @@ def find_duplicates(records: Records) -> list[list[int]]:
     for (size, frame), places in by_size.items():  # type: ignore[misc]
         for index in places if len(places) > 1 else ():
             try:
-                with records.file(index).open("rb") as file:
-                    content = hashlib.file_digest(file, "blake2b").digest()
+                content = digest(records, index)
             except OSError:
                 continue
             by_content[content, size, frame].append(index)
     return sorted(group for group in by_content.values() if len(group) > 1)
+
+
+def digest(records: Records, index: int) -> bytes:
+    """BLAKE2b of the bytes of an image's file; of a stack, of its files' one after the other; OSError."""
+    content = b""
+    for path in records.all_files(index):
+        with path.open("rb") as file:
+            content += hashlib.file_digest(file, "blake2b").digest()
+    return content
 
 
 def equal_files(records: Records, places: Sequence[int] | np.ndarray) -> str:

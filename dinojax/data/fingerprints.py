@@ -28,7 +28,7 @@ class Fingerprints(NamedTuple):
     pixels: np.ndarray
     """uint64 [N]: equal where the decoded pixels are, whatever the file format; see `pixel_hash`."""
     small: np.ndarray
-    """uint8 [N, 32, 32], the images as small grey squares."""
+    """uint8 [N, 32, 32], the images as small grey squares; of stacks, the mean of the channels."""
     perceptual: np.ndarray
     """uint64 [N]; see `perceptual_hashes`."""
     flat: np.ndarray
@@ -45,14 +45,14 @@ class Fingerprints(NamedTuple):
 
 
 def read_pixels(records: Records, index: int) -> np.ndarray:
-    """An image as it is compared: uint8 [H, W, C], C 1 or 3; BadFile if it cannot be decoded."""
+    """An image as it is compared: uint8 [H, W, C], of a stack all its channels; BadFile if it cannot be decoded."""
     return decode(records, index)
 
 
 def pixel_hash(image: np.ndarray) -> int:
     """Eight bytes of BLAKE2b of an image's shape and values, uint8 [H, W, C], as a number.
 
-    An RGB image whose three channels are equal throughout is hashed as the grey image that it is. Of a million
+    An image whose channels are all equal throughout is hashed as the grey image that it is. Of a million
     different images, two share a hash with a chance of 3e-8.
     """
     if image.shape[2] > 1 and (image == image[:, :, :1]).all():
@@ -109,7 +109,7 @@ def fingerprint(
             unreadable[index] = str(error)
             return
         pixels[index] = pixel_hash(image)
-        small[index] = geometry.square(geometry.grey(image), SIDE)[:, :, 0]
+        small[index] = geometry.square(geometry.grey(image, records.stacked), SIDE)[:, :, 0]
 
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         for done, _ in enumerate(pool.map(load, range(len(records))), start=1):

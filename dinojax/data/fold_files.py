@@ -183,6 +183,11 @@ def _concatenate(tables: list[Records]) -> Records:
                 f"{table.table}: has other columns label_<class> than {tables[0].table}; give all fold files the same"
             )
 
+        if table.channel_columns != tables[0].channel_columns:
+            raise RunError(
+                f"{table.table}: has other columns path_<name> than {tables[0].table}; give all fold files the same"
+            )
+
     def group(name: str) -> np.ndarray:
         return np.concatenate([table.groups.get(name, np.full(len(table), "", TEXT)) for table in tables])
 
@@ -192,6 +197,7 @@ def _concatenate(tables: list[Records]) -> Records:
         frames=np.concatenate([table.frames for table in tables]),
         rows=np.concatenate([table.rows for table in tables]),
         files=_joined([table.files for table in tables]),
+        further=tuple(_files_of(channel) for channel in zip(*(table.further for table in tables), strict=True)),
         labels=np.concatenate([table.labels for table in tables if table.labels is not None]),
         groups={name: group(name) for name in GROUP_COLUMNS if any(name in table.groups for table in tables)},
         splits=None,
@@ -199,6 +205,12 @@ def _concatenate(tables: list[Records]) -> Records:
         unread_columns=tuple(dict.fromkeys(name for table in tables for name in table.unread_columns)),
         patient_source=next((table.patient_source for table in tables if table.patient_source), ""),
     )
+
+
+def _files_of(tables: Sequence[Records]) -> Records:
+    """One channel of the rows of all tables."""
+    columns = {name: np.concatenate([getattr(table, name) for table in tables]) for name in ("paths", "frames", "rows")}
+    return dataclasses.replace(tables[0], **columns, table=None)
 
 
 def _joined(columns: list[np.ndarray | None]) -> np.ndarray | None:

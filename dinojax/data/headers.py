@@ -40,6 +40,7 @@ class Headers:
       rules: by kind, how values become grey levels.
       intensity: a line for each kind: how, and why.
       warnings: what looks wrong.
+      stack: how many grey images are the channels of one; 1 where a file's image is one.
     """
 
     files: int
@@ -54,11 +55,17 @@ class Headers:
     rules: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
     intensity: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    stack: int = 1
 
     @property
-    def channels(self) -> Literal[1, 3]:
-        """1 if every file is grey, so that one channel stays one channel; else 3."""
-        return 3 if self.colour else 1
+    def channels(self) -> int:
+        """Of an image: those of a stack; else 1 if every file is grey, so that one channel stays one channel, or 3."""
+        return self.stack if self.stacked else 3 if self.colour else 1
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the channels are grey images of one place, such as MR sequences, and no colours."""
+        return self.stack > 1
 
     def summary(self) -> str:
         """One line: how many headers were read, and what they say."""
@@ -86,6 +93,8 @@ class Found(NamedTuple):
     """None of an entry whose header was not read."""
     kinds: np.ndarray
     """int8 [N], places in `KINDS`."""
+    kept: np.ndarray
+    """int64 [N], the entries' places among all that were asked for."""
     bad: tuple[tuple[str, str], ...]
     files: int
     read: int
@@ -135,6 +144,7 @@ def find_headers(records: Records, limit: int, on_bad_file: Literal["stop", "ski
         records.take(kept) if bad else records,
         [entries[place][1] for place in kept],
         np.array([KINDS.index(entries[place][0]) for place in kept], np.int8),
+        kept,
         listed_bad,
         files=len(places),
         read=len(chosen),
@@ -142,7 +152,7 @@ def find_headers(records: Records, limit: int, on_bad_file: Literal["stop", "ski
 
 
 def summarise(found: Found, **more: object) -> Headers:
-    """What headers say together."""
+    """What headers say together; `more` are further attributes."""
     unique = {str(path): header for path, header in zip(found.records.paths, found.headers, strict=True) if header}
     sizes = sorted(
         {(header.width, header.height) for header in unique.values()}, key=lambda size: (size[0] * size[1], size)

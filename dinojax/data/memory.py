@@ -28,7 +28,7 @@ def decode_all(
     records: Records,
     views: Mapping[str, Callable[[np.ndarray], np.ndarray]],
     *,
-    channels: Literal[1, 3],
+    channels: int,
     threads: int,
     on_bad_file: Literal["stop", "skip"],
 ) -> Decoded:
@@ -37,7 +37,7 @@ def decode_all(
     Args:
       records: the images, opened.
       views: functions of an image, uint8 [H, W, C], to an array whose shape and type are the same for all images.
-      channels: 1 or 3, of the images that the views get.
+      channels: of the images that the views get: 1 or 3; of stacks, as many as they have.
       threads: that decode.
       on_bad_file: 'skip' leaves out what cannot be read.
 

@@ -1,25 +1,25 @@
 """From listed files to images that can be decoded: headers read, slices listed, patients known, intensities decided."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from dinojax.config.images import ImagesConfig, SlicesConfig
-from dinojax.data import intensity, nifti, privacy
+from dinojax.config.images import ImagesConfig
+from dinojax.data import intensity, privacy
 from dinojax.data.files import TEXT
 from dinojax.data.formats import KINDS, BadFile, Header
 from dinojax.data.headers import Found, Headers, find_headers, summarise
 from dinojax.data.intensity import group_of
 from dinojax.data.records import Display, Records
+from dinojax.data.slices import choose_images, pixel_ratio
 from dinojax.data.survey import decide_intensities
 from dinojax.levels import Rule
 from dinojax.wording import counted
 
 LIMIT = 100_000
 """Of more pictures than this the headers of so many are read."""
-_EMPTY_SHARE, _BACKGROUND = 0.01, 0.05
 
 
 def open_images(
@@ -32,7 +32,8 @@ def open_images(
 ) -> tuple[Records, Headers]:
     """Finds out how every image of a data set is decoded.
 
-    Files of several images become an entry each; patients, studies and volumes are taken from DICOM headers, hashed.
+    Files of several images become an entry each, and those of several channels a stack; patients, studies and volumes
+    are taken from DICOM headers, hashed (of a stack, from its first file's).
 
     Args:
       records: files, or images in them.
@@ -45,131 +46,71 @@ def open_images(
       The images, in the order of their files, with `display`; and what the headers say.
 
     Raises:
-      RunError: files are unreadable, and `on_bad_file` is 'stop'; or none is readable, or no slice is left.
+      RunError: files are unreadable or cannot be stacked, and `on_bad_file` is 'stop'; or none is readable, or no slice
+        is left.
     """
     config = ImagesConfig() if config is None else config
-    found = find_headers(records, limit, on_bad_file, config.max_megapixels)
-    if all(header is None or (header.kind == "raster" and header.frames == 1) for header in found.headers):
-        records, headers, notes = found.records, found.headers, []
-        kinds = found.kinds
-    else:
-        found, full = _without_damaged(found, config.slices, on_bad_file)
-        records, origin, notes = _expand(found, config.slices, full)
-        headers, kinds = [found.headers[place] for place in origin], found.kinds[origin]
-        records, more = _with_groups(records, headers, kinds, config.salt_file)
+    found = find_headers(records.flat(), limit, on_bad_file, config.max_megapixels)
+    records, headers, kinds = _readable(records, found)
+    notes, unfit = [], []
+    plain = all(header is None or (header.kind == "raster" and header.frames == 1) for header in headers)
+    if records.stacked or not plain:
+        records, origin, notes, unfit = choose_images(records, headers, config, on_bad_file)
+        headers, kinds = [headers[place] for place in origin], kinds[origin]
+        records, more = _with_groups(records, headers[: len(records)], kinds[: len(records)], config.salt_file)
         notes += more
-    warnings = _telling_paths(records, headers)
+    flat = records.flat()
+    warnings = _telling_paths(flat, headers)
     display = Display(
         rules=(intensity.FULL,),
-        rule=np.zeros(len(records), np.int8),
-        levels=np.full((len(records), 2), np.nan),
+        rule=np.zeros(len(flat), np.int8),
+        levels=np.full((len(flat), 2), np.nan),
         kind=kinds,
-        ratio=np.array([_ratio(header, config.slices.axis) for header in headers], np.float32),
+        ratio=np.array([pixel_ratio(header, config.slices.axis) for header in headers], np.float32),
         axis=config.slices.axis,
         isotropic=config.spacing == "isotropic",
         max_megapixels=config.max_megapixels,
         assumed=np.array([header is None for header in headers]),
         grey=all(header.channels == 1 for header in headers if header is not None),
     )
-    records = dataclasses.replace(records, display=display)
+    flat = dataclasses.replace(flat, display=display)
     groups = ["8 bits" if header is None else group_of(header) for header in headers]
-    records, rules, said, complaints = decide_intensities(records, headers, groups, config.intensity, known)
-    told = summarise(found, notes=tuple(notes), rules=rules, intensity=tuple(said), warnings=(*warnings, *complaints))
-    return records, told
-
-
-def _without_damaged(
-    found: Found, config: SlicesConfig, on_bad_file: Literal["stop", "skip"]
-) -> tuple[Found, dict[int, np.ndarray]]:
-    """What can be read to the last voxel; and, by place, which slices of a volume are not empty."""
-    full: dict[int, np.ndarray] = {}
-    bad: list[tuple[str, str]] = []
-    kept: list[int] = []
-    for place, header in enumerate(found.headers):
-        if config.drop_empty and header is not None and header.volume is not None and found.records.frames[place] < 0:
-            try:
-                slices = _not_empty(found.records, place, config)
-            except BadFile as error:
-                if on_bad_file == "stop":
-                    raise
-                bad.append((str(found.records.paths[place]), str(error)))
-                continue
-            full[len(kept)] = slices
-        kept.append(place)
-    if not bad:
-        return found, full
-    if not kept:
-        raise BadFile(f"none of {counted(len(bad), 'file')} can be read: {bad[0][1]}")
-    left = found._replace(
-        records=found.records.take(np.array(kept)),
-        headers=[found.headers[place] for place in kept],
-        kinds=found.kinds[kept],
-        bad=(*found.bad, *bad),
+    flat, rules, said, complaints = decide_intensities(flat, headers, groups, config.intensity, known)
+    assert flat.display is not None
+    told = summarise(
+        found._replace(bad=(*found.bad, *unfit)),
+        notes=tuple(notes),
+        rules=rules,
+        intensity=tuple(said),
+        warnings=(*warnings, *complaints),
+        stack=len(records.channels),
     )
-    return left, full
+    return _displayed(records, flat.display), told
 
 
-def _expand(
-    found: Found, config: SlicesConfig, full: Mapping[int, np.ndarray]
-) -> tuple[Records, np.ndarray, list[str]]:
-    """An entry for each image that is used, the entries that they are of, and what was left out, in words."""
-    counts, frames = np.ones(len(found.records), np.int64), []
-    empty = several = 0
-    for place, header in enumerate(found.headers):
-        given = int(found.records.frames[place])
-        if header is None or given >= 0 or (header.frames == 1 and header.volume is None):
-            chosen = [given]
-        else:
-            several += 1
-            chosen = _chosen(found.records, place, header, config)
-            if place in full:
-                left = [frame for frame in chosen if full[place][frame]]
-                empty += len(chosen) - len(left)
-                chosen = left
-        counts[place] = len(chosen)
-        frames += chosen
-    records = found.records.expanded(counts, np.array(frames, np.int32))
-    if not len(records):
-        raise BadFile(f"{found.records.root}: all slices are empty; use them with --slices.drop_empty false")
-    notes = [f"{counted(several, 'file')} of several images or slices: {len(records)} in all"] if several else []
-    if several and (config.every > 1 or config.middle is not None):
-        middle = "" if config.middle is None else f"the {config.middle} middle ones, "
-        notes.append(f"of each {middle}every {config.every}")
-    if empty:
-        notes.append(f"{counted(empty, 'empty slice')} left out")
-    return records, np.repeat(np.arange(len(counts)), counts), notes
+def _readable(records: Records, found: Found) -> tuple[Records, list[Header | None], np.ndarray]:
+    """The entries all of whose files can be read, with the headers and kinds of each channel of them."""
+    count = len(records)
+    whole = np.zeros(count * len(records.channels), bool)
+    whole[found.kept] = True
+    if whole.all():
+        return records, found.headers, found.kinds
+    rows = np.flatnonzero(whole.reshape(-1, count).all(axis=0))
+    if not len(rows):
+        raise BadFile(f"{records.root}: of no image all channels can be read, such as {found.bad[0][0]}")
+    chosen = np.isin(found.kept % count, rows)
+    headers = [header for header, is_chosen in zip(found.headers, chosen, strict=True) if is_chosen]
+    return records.take(rows), headers, found.kinds[chosen]
 
 
-def _chosen(records: Records, place: int, header: Header, config: SlicesConfig) -> list[int]:
-    """Numbers of the frames that are used, in order."""
-    total = header.frames if header.volume is None else nifti.slices(header, config.axis)
-    times = 1 if header.volume is None else header.volume[3]
-    each = total // times
-    if header.volume is not None and config.time is not None:
-        if config.time >= times:
-            raise BadFile(
-                f"slices.time {config.time}: a volume has {times}, numbered from 0, {records.describe(place)}; lower it"
-            )
-        first = [config.time]
-    else:
-        first = list(range(times))
-    middle = min(config.middle or each, each)
-    start = (each - middle) // 2
-    return [time * each + place for time in first for place in range(start, start + middle, config.every)]
-
-
-def _not_empty(records: Records, place: int, config: SlicesConfig) -> np.ndarray:
-    """bool [slices], of a volume: at least 1 % of the pixels are above the background."""
-    try:
-        volume = nifti.volume_values(records.file(place))
-    except ValueError as error:
-        raise BadFile(f"cannot read {records.describe(place)}: {error}") from error
-    axis = {"sagittal": 0, "coronal": 1, "axial": 2}[config.axis]
-    slices = np.moveaxis(volume, (3, axis), (0, 1))  # [T, slices, ...]
-    slices = np.nan_to_num(slices.reshape(*slices.shape[:2], -1).astype(np.float32), posinf=0, neginf=0)
-    low = slices.min(axis=(1, 2), keepdims=True)
-    above = slices > low + _BACKGROUND * (slices.max(axis=(1, 2), keepdims=True) - low)
-    return (above.mean(axis=2) >= _EMPTY_SHARE).ravel()
+def _displayed(records: Records, display: Display) -> Records:
+    """The images with how each channel of them is decoded, one channel after the other."""
+    places = np.arange(len(display.rule)).reshape(-1, len(records))
+    first, *further = (
+        dataclasses.replace(one, display=display.take(chosen))
+        for one, chosen in zip(records.channels, places, strict=True)
+    )
+    return dataclasses.replace(first, further=tuple(further))
 
 
 def _with_groups(
@@ -225,11 +166,3 @@ def _telling_paths(records: Records, headers: Sequence[Header | None]) -> list[s
         f"the paths of {counted(len(telling), 'file')} contain a name or id of their header, and paths are written to "
         "results: make a manifest with `index --pseudonyms true`"
     ]
-
-
-def _ratio(header: Header | None, axis: str) -> float:
-    """Height over width of a pixel."""
-    if header is None:
-        return np.nan
-    spacing = header.spacing if header.volume is None else nifti.slice_spacing(header, axis)  # type: ignore[arg-type]
-    return spacing[0] / spacing[1] if spacing and spacing[0] > 0 and spacing[1] > 0 else np.nan

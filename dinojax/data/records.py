@@ -1,8 +1,9 @@
 """A data set as columns: an entry an image, with what is known of it, and the folds that divide it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,10 @@ class Records:
       misnamed: images left out because their names are no UTF-8, escaped.
       files: StringDType [N], where the images really lie, if `paths` are pseudonyms.
       display: how they are decoded; None before their headers were read.
+      further: where an image is a stack of grey images of one place, such as MR sequences, each a channel: the columns
+        of its second channel, its third and so on, entry for entry. Of these only what tells files and decoding counts
+        (`root`, `paths`, `frames`, `table`, `rows`, `files`, `display`); all else stands in the first channel's.
+      channel_columns: names of the manifest's columns of files, where it has several.
     """
 
     root: Path
@@ -103,6 +108,8 @@ class Records:
     misnamed: tuple[str, ...] = ()
     files: np.ndarray | None = None
     display: Display | None = None
+    further: tuple["Records", ...] = ()
+    channel_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,6 +122,16 @@ class Records:
     @property
     def patients(self) -> np.ndarray | None:
         return self.groups.get("patient_id")
+
+    @property
+    def channels(self) -> tuple["Records", ...]:
+        """Files and decoding of each channel of a stack, the first of which is this; else this alone."""
+        return (self, *self.further)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether an image is several grey ones, as its channels, which are no colours."""
+        return bool(self.further)
 
     @property
     def multilabel(self) -> bool:
@@ -135,6 +152,10 @@ class Records:
 
     def file(self, index: int) -> Path:
         return self.root / (self.paths if self.files is None else self.files)[index]
+
+    def all_files(self, index: int) -> list[Path]:
+        """The files of an image, each once: several of a stack."""
+        return list(dict.fromkeys(one.file(index) for one in self.channels))
 
     def describe(self, index: int) -> str:
         """The file and where it is listed, for messages; a pseudonym is not given away."""
@@ -166,10 +187,44 @@ class Records:
             rows=self.rows[kept] if len(self.rows) else self.rows,
             files=None if self.files is None else self.files[kept],
             display=None if self.display is None else self.display.take(kept),
+            further=tuple(one.take(kept) for one in self.further),
+        )
+
+    def of_files(self, paths: Sequence[np.ndarray], files: np.ndarray | None = None) -> "Records":
+        """The same entries with `paths`, StringDType [N], of each channel, and with `files`."""
+        first = dataclasses.replace(self, paths=paths[0], files=files)
+        plain = dataclasses.replace(self, labels=None, groups={}, splits=None, folds=(), further=())
+        return dataclasses.replace(
+            first, further=tuple(dataclasses.replace(plain, paths=column) for column in paths[1:])
+        )
+
+    def flat(self) -> "Records":
+        """Every channel of a stack as an image by itself, channel after channel, without labels and parts; else these.
+
+        Volumes are told apart by channel.
+        """
+        if not self.further:
+            return self
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(one, name) for one in self.channels])
+            for name in ("paths", "frames", "rows", "files")
+            if getattr(self, name) is not None
+        }
+        volumes = self.groups.get("volume_id")
+        groups = {}
+        if volumes is not None:
+            names = [
+                name and f"{name}, channel {number}"
+                for number in range(len(self.channels))
+                for name in volumes.tolist()
+            ]
+            groups["volume_id"] = np.array(names, volumes.dtype)
+        return dataclasses.replace(
+            self, **columns, groups=groups, labels=None, splits=None, folds=(), display=None, further=()
         )
 
     def expanded(self, counts: np.ndarray, frames: np.ndarray) -> "Records":
-        """Entries that stand for several images each as as many entries.
+        """Entries that stand for several images each as as many entries; of a stack, its first channel alone.
 
         Args:
           counts: int [N], images of each entry; 0 leaves it out.
@@ -180,7 +235,7 @@ class Records:
         def places(part: np.ndarray) -> np.ndarray:
             return np.flatnonzero(np.isin(origin, part))
 
-        plain = dataclasses.replace(self, folds=()).take(origin)
+        plain = dataclasses.replace(self, folds=(), further=()).take(origin)
         folds = tuple(Fold(places(fold.train), places(fold.val), places(fold.test)) for fold in self.folds)
         return dataclasses.replace(plain, frames=frames.astype(np.int32), folds=folds)
 

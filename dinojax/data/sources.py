@@ -9,7 +9,7 @@ import numpy as np
 
 from dinojax.augment import geometry
 from dinojax.config.pretrain import WindowJitterConfig
-from dinojax.data.decode import decode, stored_of, with_square_pixels
+from dinojax.data.decode import decode, joined, stored_of
 from dinojax.data.formats import BadFile, Stored
 from dinojax.data.intensity import FULL, grey_levels, levels_of
 from dinojax.data.records import Records
@@ -19,23 +19,24 @@ from dinojax.data.records import Records
 class Windowed:
     """A decoded image of which it is still open which values are black and white."""
 
-    stored: Stored
-    levels: tuple[float, float]
-    """Those of its data set's policy."""
-    finish: Callable[[np.ndarray], np.ndarray]
+    stored: tuple[Stored, ...]
+    """One; of a stack, one of each channel."""
+    levels: tuple[tuple[float, float], ...]
+    """Those of its data set's policy, of each."""
+    finish: Callable[[list[np.ndarray]], np.ndarray]
     """Square pixels and the number of channels."""
 
-    def at(self, low: float, high: float) -> np.ndarray:
-        """The image with these values black and white, uint8 [H, W, C]."""
-        return self.finish(grey_levels(self.stored, FULL, (low, high)))
+    def at(self, levels: Iterable[tuple[float, float]]) -> np.ndarray:
+        """The image with these values black and white in each of `stored`, uint8 [H, W, C]."""
+        return self.finish([grey_levels(one, FULL, own) for one, own in zip(self.stored, levels, strict=True)])
 
     @property
     def nbytes(self) -> int:
-        return self.stored.values.nbytes
+        return sum(one.values.nbytes for one in self.stored)
 
 
 def jitter_window(element: Mapping[str, Any], rng: np.random.Generator, config: WindowJitterConfig) -> dict[str, Any]:
-    """Moves and stretches an image's window by chance.
+    """Moves and stretches an image's window by chance; the channels' of a stack alike, each by its own width.
 
     Args:
       element: `image`, a `Windowed`.
@@ -46,12 +47,12 @@ def jitter_window(element: Mapping[str, Any], rng: np.random.Generator, config: 
       The element with `image` uint8 [H, W, C].
     """
     image: Windowed = element["image"]
-    low, high = image.levels
+    levels = image.levels
     if rng.random() < config.probability:
-        centre = (low + high) / 2 + (high - low) * rng.uniform(-config.centre, config.centre)
-        half = (high - low) / 2 * (1 + config.width) ** rng.uniform(-1, 1)
-        low, high = centre - half, centre + half
-    return {**element, "image": image.at(low, high)}
+        moved, stretched = rng.uniform(-config.centre, config.centre), (1 + config.width) ** rng.uniform(-1, 1)
+        centred = [((low + high) / 2 + (high - low) * moved, (high - low) / 2 * stretched) for low, high in levels]
+        levels = tuple((centre - half, centre + half) for centre, half in centred)
+    return {**element, "image": image.at(levels)}
 
 
 class ImageSource:
@@ -68,7 +69,8 @@ class ImageSource:
     Args:
       records: the data set.
       indices: which of its images; None means all, in order.
-      channels: 1 or 3. Grey files are repeated to 3; colour files become luminance (ITU-R 601-2) for 1.
+      channels: 1 or 3. Grey files are repeated to 3; colour files become luminance (ITU-R 601-2) for 1. Of stacks, as
+        many as they have.
       on_bad_file: 'stop' raises `BadFile` when a file proves unreadable, 'skip' as above.
       windowed: gives a `Windowed` in place of `image`, for `jitter_window`.
       cache_gib: memory in GiB for decoded images. None is ever evicted: as the order is random, each is as likely to
@@ -82,7 +84,7 @@ class ImageSource:
         self,
         records: Records,
         indices: np.ndarray | None = None,
-        channels: Literal[1, 3] = 3,
+        channels: int = 3,
         on_bad_file: Literal["stop", "skip"] = "stop",
         cache_gib: float = 0.0,
         windowed: bool = False,
@@ -127,16 +129,17 @@ class ImageSource:
             self._skipped.update(skipped)
 
     def _finished(self, image: np.ndarray) -> np.ndarray:
-        image = geometry.grey(image) if self.channels == 1 else np.repeat(image, 3 // image.shape[2], axis=2)
+        given = image.shape[2]
+        image = geometry.grey(image) if self.channels == 1 else np.repeat(image, self.channels // given, axis=2)
         image.flags.writeable = False
         return image
 
     def _windowed(self, row: int) -> Windowed:
-        stored, rule, levels = stored_of(self.records, row)
+        found = [stored_of(one, row) for one in self.records.channels]
         return Windowed(
-            stored,
-            levels or levels_of(stored, rule),
-            lambda image: self._finished(with_square_pixels(self.records, row, image)),
+            tuple(stored for stored, _, _ in found),
+            tuple(levels or levels_of(stored, rule) for stored, rule, levels in found),
+            lambda images: self._finished(joined(self.records, row, images)),
         )
 
     def _read(self, row: int) -> dict[str, Any]:

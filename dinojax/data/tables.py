@@ -1,6 +1,5 @@
 """Reads tables of images as columns, and names the row of whatever is wrong in them."""
 
-import dataclasses
 import itertools
 from array import array
 from collections.abc import Mapping
@@ -39,7 +38,7 @@ class Table(NamedTuple):
 
     records: Records
     inodes: np.ndarray
-    """uint64 [N], of the files."""
+    """uint64 [N], of the files; of several columns of files one after the other."""
 
 
 def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
@@ -48,7 +47,8 @@ def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
     Args:
       file: has a column of paths and, if labelled, either one of labels, or a column `label_<class>` for each of
         several labels; may have `frame`, `patient_id`, `study_id` and `split`. Names may be any of `columns.KNOWN`.
-        Further columns are not read. Text stays as it is ('007' is no number).
+        In place of the column of paths, two or more columns `path_<name>` give the files of an image's channels, in
+        that order. Further columns are not read. Text stays as it is ('007' is no number).
       root: folder that the paths are relative to.
       wanted: what to read.
 
@@ -68,29 +68,35 @@ def read_table(file: Path, root: Path, wanted: Wanted) -> Table:
     names = paths
     if "pseudonym" in columns.roles:
         paths = _files_of(columns, records, names, wanted.salt_file)
+    count, channels = len(records), columns.channels
+
+    def where(place: int) -> str:
+        row = _at(columns, records.rows[place % count])
+        return f"{row}, column {columns.header[channels[place // count]]}" if channels else row
+
     missing, inodes = look_up(root, paths)
     if missing and names is not paths:
         raise RunError(
-            f"{_at(columns, records.rows[missing[0]])}: the file of {names[missing[0]]} is no longer where it was "
+            f"{where(missing[0])}: the file of {names[missing[0]]} is no longer where it was "
             f"({len(missing)} of {len(names)}); run index again"
         )
     if missing and (missing := respell(root, paths, missing, inodes)):
         more = f" (and {len(missing) - 1} more are missing)" if len(missing) > 1 else ""
         first = missing[0]
         raise RunError(
-            f"{_at(columns, records.rows[first])}: there is no image {shown(str(root / paths[first]))}{more}; "
+            f"{where(first)}: there is no image {shown(str(root / paths[first]))}{more}; "
             "paths are relative to the table's folder, or to --data_root"
         )
-    files = None if names is paths else np.array(paths, TEXT)
-    records = dataclasses.replace(records, paths=np.array(names, TEXT), files=files)
-    if again := repeated(root, records.paths, inodes, records.frames):
+    listed = np.array(names, TEXT)
+    if again := repeated(root, listed, inodes, np.tile(records.frames, len(listed) // count)):
         place, before = again[0]
         other = "" if names[before] == names[place] else f" as {names[before]}"
+        advice = f", column {columns.header[channels[before // count]]}; list it once" if channels else "; keep one row"
         raise RunError(
-            f"{_at(columns, records.rows[place])}: {names[place]} is listed before{other}, "
-            f"in row {records.rows[before]}; keep one row"
+            f"{where(place)}: {names[place]} is listed before{other}, in row {records.rows[before % count]}{advice}"
         )
-    return Table(records, inodes)
+    files = None if names is paths else np.array(paths, TEXT)
+    return Table(records.of_files(np.split(listed, len(listed) // count), files), inodes)
 
 
 def find_manifest(folder: Path, wanted: Wanted) -> Path | None:
@@ -142,17 +148,18 @@ def _files_of(columns: Columns, records: Records, names: list[str], salt_file: s
 
 
 def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[str]]:
-    """The table without a look at the files, and its paths."""
+    """The table without a look at the files, and its paths, of one column after the other."""
     file, header, roles = columns.text.file, columns.header, columns.roles
     pseudonyms = "pseudonym" in roles
-    place, flags = roles["path"], [(number, header[number]) for number in columns.flags]
+    flags = [(number, header[number]) for number in columns.flags]
+    listed: dict[int, list[str]] = {number: [] for number in columns.channels or [roles["path"]]}
     texts: dict[str, list[str]] = {role: [] for role in _TEXTS if role in roles}
     cells_of = [(role, roles[role], texts[role]) for role in texts]
     filled = [(roles[role], header[roles[role]]) for role in _FILLED if role in roles]
+    filled += [(number, header[number]) for number in columns.channels[1:]]
     # Values repeat: each is kept once, with the row that has it first.
     known: dict[str, dict[str, tuple[str, int]]] = {role: {} for role in texts}
     meanings = _FLAGS | (dict.fromkeys(_UNCERTAIN, _MEANINGS[wanted.uncertain]) if wanted.uncertain else {})
-    paths: list[str] = []
     frames, rows, values = array("i"), array("i"), array("f")
     lines = columns.text.rows()
     next(lines)
@@ -163,8 +170,8 @@ def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[
             for number, name in filled:
                 if not cells[number]:
                     raise ValueError(f"column {name} is empty")
-            if not pseudonyms and not may_be_image(cells[place]):
-                raise ValueError(f"{cells[place]} is not a kind of file that is read ({', '.join(FORMATS)})")
+            if not pseudonyms and (other := [cells[number] for number in listed if not may_be_image(cells[number])]):
+                raise ValueError(f"{other[0]} is not a kind of file that is read ({', '.join(FORMATS)})")
             frames.append(_frame(cells[roles["frame"]]) if "frame" in roles else -1)
             if flags:
                 values.extend(_flag(name, cells[number], meanings) for number, name in flags)
@@ -176,9 +183,10 @@ def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[
             if kept is None:
                 kept = known[role][cell] = (cell, row)
             column.append(kept[0])
-        paths.append(cells[place])
+        for number, paths in listed.items():
+            paths.append(cells[number])
         rows.append(row)
-    if not paths:
+    if not rows:
         raise RunError(f"{file}: lists no images")
     for role, what in _COMPARED.items():
         check_values({value: _at(columns, row) for value, row in known.get(role, {}).values()}, what)
@@ -191,7 +199,7 @@ def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[
     written = f" ({columns.text})" if str(columns.text) else ""
     records = Records(
         root,
-        np.empty(len(paths), TEXT),
+        np.empty(len(rows), TEXT),
         np.array(frames),
         task=folder_name(file.parent) if file.name.casefold() in MANIFESTS else file.stem,
         labels=labels,
@@ -201,10 +209,11 @@ def _parse(columns: Columns, root: Path, wanted: Wanted) -> tuple[Records, list[
         table=file,
         rows=np.array(rows),
         reader=f"manifest {folder_name(file.parent)}/{file.name}{written}",
+        channel_columns=tuple(header[number] for number in columns.channels),
         unread_columns=columns.unread,
         patient_source=f"column {header[roles['patient_id']]}" if "patient_id" in roles else "",
     )
-    return records, paths
+    return records, list(itertools.chain(*listed.values()))
 
 
 def _splits(columns: Columns, cells: list[str], known: Mapping[str, tuple[str, int]]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """A pre-training run put together: `assemble` reads the configuration, and every maker takes the part that it needs."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,17 +12,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from dinojax import costs, processes, sharding
+from dinojax import costs, sharding
 from dinojax.augment.multicrop import augment_views, multicrop
-from dinojax.config.parser import flatten
 from dinojax.config.pretrain import HeadConfig, PhotometryConfig, PretrainConfig
 from dinojax.data import pipeline
-from dinojax.data.contrast import check_contrast
 from dinojax.data.facts import Facts, render
 from dinojax.data.headers import Headers
-from dinojax.data.opening import open_images
-from dinojax.data.reading import read_records
 from dinojax.data.sources import ImageSource, jitter_window
+from dinojax.dino.corpus import open_source
 from dinojax.dino.evaluators import Evaluator, every, knn_evaluator
 from dinojax.dino.facts import machine_facts, run_facts
 from dinojax.dino.forward import Batch
@@ -35,8 +31,8 @@ from dinojax.dino.state import Timeline, TrainState, init_state, make_optimizer,
 from dinojax.dino.step import make_train_step
 from dinojax.errors import UsageError
 from dinojax.models import Backbone, VisionTransformer, as_transformer, create_transformer
-from dinojax.models.channels import check_readable, with_input_channels
-from dinojax.models.preprocessing import keep_intensity, model_input
+from dinojax.models.channels import with_input_channels
+from dinojax.models.preprocessing import model_input
 from dinojax.models.store import head_left_out, load_transformer
 from dinojax.protocols.probe import Probe
 from dinojax.seeds import derive
@@ -123,7 +119,7 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
 
     def augment(batch: DeviceBatch) -> Batch:
         key = jax.random.key(derive(config.seed, "intensities"))
-        return input_views(batch, key, config.photometry, backbone)
+        return input_views(batch, key, config.photometry, backbone, headers.stacked)
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, dict[str, jax.Array]]:
         # Any process may be asked to stop; all of them see it after the same step.
@@ -170,14 +166,16 @@ def assemble(config: PretrainConfig, resuming: bool = False) -> Pretraining:
     )
 
 
-def input_views(batch: Mapping[str, jax.Array], key: jax.Array, photometry: PhotometryConfig, model: Backbone) -> Batch:
+def input_views(
+    batch: Mapping[str, jax.Array], key: jax.Array, photometry: PhotometryConfig, model: Backbone, stacked: bool = False
+) -> Batch:
     """The views of a batch as the model reads them, exactly as `preprocess` would make them once augmented.
 
     Args:
-      batch, key, photometry: see `augment_views`; iBOT's `masks` are passed on, where there are any.
+      batch, key, photometry, stacked: see `augment_views`; iBOT's `masks` are passed on, where there are any.
       model: gives channels, their order, mean and standard deviation.
     """
-    views = augment_views(batch, key, photometry)
+    views = augment_views(batch, key, photometry, stacked)
     return {
         "globals": model_input(views[0], model),
         "locals": model_input(views[1], model),
@@ -254,42 +252,6 @@ def make_backbone(config: PretrainConfig) -> VisionTransformer:
         if size <= 0 or size % patch:
             raise UsageError(f"crops.{name}_size {size} is not a multiple of the patch size, {patch}")
     return as_transformer(with_input_channels(backbone, config.input_channels), "patches to mask")
-
-
-def open_source(config: PretrainConfig, backbone: Backbone) -> tuple[ImageSource, Headers]:
-    """The images, after a look at their headers; grey ones keep one channel until they are on the device.
-
-    The backbone keeps how their values become grey levels.
-
-    Raises:
-      UsageError: they are fewer than a batch; or there are none; or they have other channels than the model reads.
-      RunError: they show nothing, or all the same; or the processes of a run have different images or configurations.
-    """
-    records = read_records(
-        config.data,
-        labelled=False,
-        data_root=config.data_root,
-        salt_file=config.salt_file,
-        path_column=config.path_column,
-        on_bad_file=config.on_bad_file,
-    )
-    rules = backbone.preprocessing.intensity
-    records, headers = open_images(records, config, on_bad_file=config.on_bad_file, known=rules)
-    keep_intensity(backbone, headers.rules)
-    check_readable(backbone.channels, headers.channels)
-    if len(records) < config.batch_size:
-        what = f"batch_size {config.batch_size} is more than the {len(records)} images of {config.data}"
-        raise UsageError(f"{what}; lower it")
-    check_contrast(records)
-    own = ("distributed", "threads", "workers", "cache_gib")
-    common = {key: value for key, value in flatten(config).items() if key.split(".")[0] not in own}
-    processes.check_agreement({"configuration": json.dumps(common), "images": json.dumps(records.paths.tolist())})
-    channels = 1 if backbone.channels == 1 else headers.channels
-    windowed = config.window_jitter.probability > 0
-    source = ImageSource(
-        records, channels=channels, on_bad_file=config.on_bad_file, cache_gib=config.cache_gib, windowed=windowed
-    )
-    return source, headers
 
 
 def make_timeline(config: PretrainConfig, images: int) -> Timeline:

@@ -1,6 +1,6 @@
 """What there is to see in a model: its parameters, attention, token norms, and the similarities of its features.
 
-Images are uint8 [N, H, W, C], C 1 or 3, of a size that the model reads; its own preprocessing is applied.
+Images are uint8 [N, H, W, C], C 1, 3 or the model's, of a size that the model reads; its own preprocessing is applied.
 `look.figures` draws the results.
 """
 
@@ -56,10 +56,10 @@ def read_images(records: Records, places: np.ndarray, model: Backbone, size: int
     side = model.preprocessing.size if size is None else size
     model.check_size(side, side)
     view = partial(geometry.square, size=side, resample=geometry.BICUBIC)
-    channels = 1 if model.channels == 1 else 3
-    decoded = decode_all(records.take(places), {"image": view}, channels=channels, threads=2, on_bad_file="stop")
+    found = len(records.channels) if records.stacked else 1 if model.channels == 1 else 3
+    decoded = decode_all(records.take(places), {"image": view}, channels=found, threads=2, on_bad_file="stop")
     images = decoded.views["image"]
-    check_readable(model.channels, images.shape[3])
+    check_readable(model.channels, images.shape[3], records.stacked)
     return np.repeat(images, model.channels, axis=3) if images.shape[3] == 1 else images
 
 

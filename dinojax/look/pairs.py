@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dinojax.augment import geometry
+from dinojax.look.sheets import drawable_channels
 from dinojax.reporting.lettering import drawable
 
 _PAIRS_A_ROW = 3
@@ -52,6 +53,6 @@ def pair_sheet(pairs: Sequence[Pair], title: str, path: Path) -> None:
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     """A small copy, uint8 [h, w] or [h, w, 3], of the same aspect."""
-    pil = geometry.to_pil(image)
+    pil = geometry.to_pil(np.atleast_3d(drawable_channels(image)))
     pil.thumbnail((_SIDE, _SIDE))
     return np.asarray(pil)

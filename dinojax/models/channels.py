@@ -114,11 +114,18 @@ def with_input_channels(model: Backbone, input_channels: int | None) -> Backbone
         raise UsageError(f"input_channels {input_channels}: {error}; leave it out") from error
 
 
-def check_readable(channels: int, found: int) -> None:
+def check_readable(channels: int, found: int, stacked: bool = False) -> None:
     """Checks that a model of so many channels can read images in which so many were found.
 
+    Args:
+      channels: of the model.
+      found: of the images: 1 and 3 are read by models of either, unless they are `stacked`.
+      stacked: whether the images' channels are grey images of one place, such as MR sequences, and no colours.
+
     Raises:
-      UsageError: it reads neither grey nor RGB images, and these have another number of channels.
+      UsageError: it reads other numbers of channels; names the key where that helps.
     """
-    if channels not in (1, 3, found):
-        raise UsageError(f"the model reads {channels} channels, the images have {found}")
+    if channels == found or (channels in (1, 3) and found in (1, 3) and not stacked):
+        return
+    advice = f"; set input_channels {found}" if channels in (1, 3) else ""
+    raise UsageError(f"the model reads {channels} channel{'s' * (channels != 1)}, the images have {found}{advice}")

@@ -35,7 +35,7 @@ from dinojax.optim import WEIGHT_DECAY, multipliers
 from dinojax.protocols import pixels
 from dinojax.protocols.features import extract
 from dinojax.protocols.finetuning import RATES, Finetuning, make_steps
-from dinojax.protocols.study import Study, Unit, name_of, summarise
+from dinojax.protocols.study import Study, Unit, name_of
 from dinojax.protocols.task import Task
 from dinojax.reporting.selection import Criterion
 from dinojax.seeds import derive
@@ -123,15 +123,17 @@ def without_skipped(config: StudyConfig, cases: Cases, records: Records) -> Case
 
 def decode_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
     """All images in memory: squares for the model (`image`), and small grey ones for the baseline (`pixels`)."""
-    check_readable(backbone.channels, cases.headers.channels)
+    headers = cases.headers
+    check_readable(backbone.channels, headers.channels, headers.stacked)
+    square = partial(geometry.square, size=backbone.preprocessing.size)
     decoded = decode_all(
         cases.records,
-        {"image": partial(geometry.square, size=backbone.preprocessing.size), "pixels": pixels.grey_pixels},
-        channels=1 if backbone.channels == 1 else cases.headers.channels,
+        {"image": square, "pixels": partial(pixels.grey_pixels, stacked=headers.stacked)},
+        channels=1 if backbone.channels == 1 else headers.channels,
         threads=config.threads,
         on_bad_file=config.on_bad_file,
     )
-    return decoded._replace(skipped=[*cases.headers.bad, *decoded.skipped])
+    return decoded._replace(skipped=[*headers.bad, *decoded.skipped])
 
 
 def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Decoded:
@@ -141,14 +143,14 @@ def extract_cases(config: StudyConfig, backbone: Backbone, cases: Cases) -> Deco
       The views `class_token` and `mean_patch` of `features.extract`, and `pixels`, small grey images for the baseline.
     """
     records, headers = cases.records, cases.headers
-    check_readable(backbone.channels, headers.channels)
+    check_readable(backbone.channels, headers.channels, headers.stacked)
     channels = 1 if backbone.channels == 1 else headers.channels
     source = ImageSource(records, channels=channels, on_bad_file=config.on_bad_file)
 
     def transform(element: dict[str, Any]) -> dict[str, Any]:
         image = element["image"]
         square = geometry.square(image, backbone.preprocessing.size)
-        return {"index": element["index"], "image": square, "pixels": pixels.grey_pixels(image)}
+        return {"index": element["index"], "image": square, "pixels": pixels.grey_pixels(image, headers.stacked)}
 
     devices = jax.local_device_count()
     size = min(_BATCH, -(-len(records) // devices)) * devices
@@ -188,28 +190,6 @@ def make_study(
         recipe=recipe,
         facts=facts,
     )
-
-
-def run_pixels(study: Study, small_images: np.ndarray) -> None:
-    """Scores the trivial baseline on a study's folds, as a study of its own in the folder `pixels`.
-
-    Args:
-      study: gives cases and folds.
-      small_images: float32 [N, 32²] of `pixels.grey_pixels`.
-    """
-    method = f"logistic regression on {pixels.SIDE}×{pixels.SIDE} grey pixels"
-    baseline = dataclasses.replace(
-        study,
-        out=study.out / "pixels",
-        starting_point="pixels",
-        protocol="pixels",
-        settings=(pixels.LogisticPixels(),),
-        criterion="val_auc",
-        recipe={"method": method},
-    )
-    if not (baseline.out / "results.json").exists():
-        results = baseline.run(pixels.protocol(small_images, study.labels, study.task))
-        print(f"baseline, {method}: {summarise(results)}", flush=True)
 
 
 def make_classifier(config: FinetuneConfig, backbone: Backbone, task: Task) -> tuple[Classifier, dict[str, float]]:

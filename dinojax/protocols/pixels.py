@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from dinojax.augment import geometry
-from dinojax.protocols.study import Score, Scored, Unit
+from dinojax.protocols.study import Score, Scored, Study, Unit, summarise
 from dinojax.protocols.task import Task
 
 SIDE = 32
@@ -28,17 +28,17 @@ class LogisticPixels:
         return f"logistic_{self.side}"
 
 
-def grey_pixels(image: np.ndarray) -> np.ndarray:
+def grey_pixels(image: np.ndarray, stacked: bool = False) -> np.ndarray:
     """An image as a small grey square, by Pillow's bilinear resize (antialiased).
 
     Args:
-      image: uint8 [H, W, C], C 1 or 3; colours become luminance (ITU-R 601-2) first.
+      image: uint8 [H, W, C]; colours become luminance (ITU-R 601-2) first.
+      stacked: whether the channels are no colours; of them the mean is taken.
 
     Returns:
       float32 [32²] in 0..1.
     """
-    grey = geometry.to_array(geometry.to_pil(image).convert("L"))
-    return geometry.square(grey, SIDE).ravel().astype(np.float32) / 255
+    return geometry.square(geometry.grey(image, stacked), SIDE).ravel().astype(np.float32) / 255
 
 
 def logistic_scores(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -76,3 +76,25 @@ def protocol(pixels: np.ndarray, labels: np.ndarray, task: Task) -> Score:
         return Scored(scores[:val], scores[val:])
 
     return score
+
+
+def run_pixels(study: Study, small_images: np.ndarray) -> None:
+    """Scores the trivial baseline on a study's folds, as a study of its own in the folder `pixels`.
+
+    Args:
+      study: gives cases and folds.
+      small_images: float32 [N, 32²] of `grey_pixels`.
+    """
+    method = f"logistic regression on {SIDE}×{SIDE} grey pixels"
+    baseline = dataclasses.replace(
+        study,
+        out=study.out / "pixels",
+        starting_point="pixels",
+        protocol="pixels",
+        settings=(LogisticPixels(),),
+        criterion="val_auc",
+        recipe={"method": method},
+    )
+    if not (baseline.out / "results.json").exists():
+        results = baseline.run(protocol(small_images, study.labels, study.task))
+        print(f"baseline, {method}: {summarise(results)}", flush=True)

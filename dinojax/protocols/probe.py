@@ -68,15 +68,15 @@ class Probe:
         chosen, headers = open_images(
             records.take(_choose(records, config.images)), config, on_bad_file=on_bad_file, known=intensity
         )
+        check_readable(model.channels, headers.channels, headers.stacked)
         decoded = decode_all(
             chosen,
-            {"image": partial(geometry.square, size=size), "pixels": grey_pixels},
+            {"image": partial(geometry.square, size=size), "pixels": partial(grey_pixels, stacked=headers.stacked)},
             channels=1 if model.channels == 1 else headers.channels,
             threads=threads,
             on_bad_file=on_bad_file,
         )
         self._images, self._pixels, kept = decoded.views["image"], decoded.views["pixels"], decoded.records
-        check_readable(model.channels, self._images.shape[-1])
         assert kept.labels is not None
         present, self.labels = np.unique(kept.labels, return_inverse=True)
         self.groups = kept.units

@@ -13,7 +13,7 @@ from dinojax.data.facts import render
 from dinojax.data.headers import list_skipped
 from dinojax.data.records import Fold
 from dinojax.models.preprocessing import keep_intensity
-from dinojax.protocols import assembly, knn, recipes
+from dinojax.protocols import assembly, knn, pixels, recipes
 from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.protocols.study import Score, Study, is_finished, summarise
 from dinojax.runs.directory import check_config, lock, write_config
@@ -69,7 +69,7 @@ def main(config: FrozenConfig) -> Path:
         write_config(config, out)
         write_dropped(cases.dropped, out)
         list_skipped(extracted.skipped, out / "skipped_files.csv")
-        assembly.run_pixels(study, extracted.views["pixels"])
+        pixels.run_pixels(study, extracted.views["pixels"])
         results = study.run(protocol.score(config, study, extracted.views[config.features]))
     print(f"done: {summarise(results)}; look at {out / 'results.json'} and {out / 'figures'}")
     return out

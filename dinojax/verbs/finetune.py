@@ -11,7 +11,7 @@ from dinojax.data.facts import render
 from dinojax.data.headers import list_skipped
 from dinojax.errors import Stopped
 from dinojax.models.preprocessing import keep_intensity
-from dinojax.protocols import assembly, recipes
+from dinojax.protocols import assembly, pixels, recipes
 from dinojax.protocols.finetuning import make_grid
 from dinojax.protocols.starting_point import with_model_of_init
 from dinojax.protocols.study import Scored, Unit, is_finished, summarise
@@ -49,7 +49,7 @@ def main(config: FinetuneConfig) -> Path:
         write_config(config, out)
         write_dropped(cases.dropped, out)
         list_skipped(decoded.skipped, out / "skipped_files.csv")
-        assembly.run_pixels(study, decoded.views["pixels"])
+        pixels.run_pixels(study, decoded.views["pixels"])
         total, done = (count * config.epochs for count in (len(study.units()), study.finished()))
         with StopRequest() as stop, progress.bar("fine-tuning", total, done) as bar:
 

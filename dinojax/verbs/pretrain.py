@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig, lead: bool) -> None:
 
     with lock(out) if lead else contextlib.nullcontext(), contextlib.ExitStack() as stack:
         if lead:
-            pin_data(out, paths, accept="data" in accepted)
+            pin_data(out, source.records.flat().paths.tolist(), accept="data" in accepted)
         checkpoints = Checkpoints(out / "checkpoints", config.keep_checkpoints)
         stack.callback(checkpoints.close)
         state = run.state

@@ -29,7 +29,9 @@ def main(config: SplitsConfig) -> Path:
         return out
     table = cases_table(records, slice(None))
     if records.files is None:
-        table["path"] = [Path(os.path.relpath(records.root / path, out)).as_posix() for path in table["path"]]
+        for name, channel in zip(records.channel_columns or ["path"], records.channels, strict=False):
+            table[name] = [Path(os.path.relpath(records.root / path, out)).as_posix() for path in channel.paths]
+        table = table.drop(columns="path") if records.channel_columns else table
     else:
         table = table.rename(columns={"path": "pseudonym"})
     empty = [name for name in ("frame", "patient_id") if set(table[name]) == {""}]

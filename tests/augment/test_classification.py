@@ -41,6 +41,14 @@ def test_each_operation_changes_the_image_within_its_range():
         assert min(empty) < 0.02, change
 
 
+def test_every_channel_is_moved_alike():
+    image, config = smooth(60, 70, 4), AugmentConfig()
+    moved = train(image, config, 1)
+    for channel in range(4):
+        own = slice(channel, channel + 1)
+        np.testing.assert_array_equal(moved[:, :, own], train(image[:, :, own], config, 1))
+
+
 def test_same_draws_give_the_same_image_and_others_another():
     image = smooth(60, 70, 3)
     config = AugmentConfig()

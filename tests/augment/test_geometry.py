@@ -35,6 +35,14 @@ def noise(height: int, width: int, channels: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
+def test_grey_is_the_mean_of_channels_that_are_no_colours():
+    image = np.array([10, 20, 61], np.uint8).reshape(1, 1, 3)
+    assert geometry.grey(image, stacked=True).tolist() == [[[30]]]
+    assert geometry.grey(image).tolist() == [[[22]]]  # 0.299, 0.587, 0.114
+    assert geometry.grey(np.array([0, 1, 2, 4], np.uint8).reshape(1, 1, 4)).tolist() == [[[2]]]
+    assert geometry.grey(image[:, :, :1], stacked=True).tolist() == [[[10]]]
+
+
 def test_crops_golden(goldens):
     image = geometry.to_pil(goldens["image"])
     for name in (name for name in goldens if name.endswith(".box")):

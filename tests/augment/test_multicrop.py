@@ -115,6 +115,28 @@ def test_grey_costs_and_gives_what_equal_channels_give():
         np.testing.assert_allclose(np.repeat(a, 3, -1), b, atol=0.006)  # the mean's rounding and PIL's
 
 
+@pytest.mark.parametrize("channels", [2, 3, 5])
+def test_channels_that_are_no_colours_are_changed_one_by_one_and_alike(channels: int) -> None:
+    element = {"image": noise(40, 50, channels), "index": np.int32(7)}
+    crops = dataclasses.replace(CROPS, vertical_flip=0.5, rotate90=0.5)
+    cut = multicrop(element, np.random.default_rng(3), crops)
+    strong = dataclasses.replace(PUBLISHED, jitter=1.0, grayscale=1.0, solarize_global2=0.5)
+    change = jax.jit(lambda data: augment_views(data, jax.random.key(0), strong, stacked=True))
+    data = batch(channels, [1, 2])
+    views = change(data)
+    for channel in range(channels):
+        own = slice(channel, channel + 1)
+        alone = multicrop({**element, "image": element["image"][:, :, own]}, np.random.default_rng(3), crops)
+        for name in ("globals", "locals"):
+            np.testing.assert_array_equal(cut[name][..., own], alone[name])
+        one = {name: array[..., own] if array.ndim == 5 else array for name, array in data.items()}
+        for all_channels, grey in zip(views, change(one), strict=True):
+            np.testing.assert_allclose(all_channels[..., own], grey, atol=1e-5)
+    if channels == 3:
+        coloured = jax.jit(lambda data: augment_views(data, jax.random.key(0), strong))(data)
+        assert np.abs(np.asarray(coloured[0] - views[0])).max() > 0.1, "as colours they would become grey"
+
+
 def test_sharded_over_eight_devices_gives_the_same():
     data = batch(1, list(range(8)))
     sharp = dataclasses.replace(PUBLISHED, blur_global2=0, blur_local=0)

@@ -133,6 +133,12 @@ def test_input_channels_of_a_configuration() -> None:
         check_readable(4, 1)
     with pytest.raises(UsageError, match=r"^the model reads 5 channels, the images have 3$"):
         check_readable(5, 3)
+    check_readable(3, 3, stacked=True)
+    check_readable(4, 4, stacked=True)
+    with pytest.raises(UsageError, match=r"^the model reads 3 channels, the images have 4; set input_channels 4$"):
+        check_readable(3, 4, stacked=True)
+    with pytest.raises(UsageError, match=r"^the model reads 1 channel, the images have 3; set input_channels 3$"):
+        check_readable(1, 3, stacked=True)
 
 
 def test_gradients_flow_as_in_the_model_that_was_folded() -> None:
