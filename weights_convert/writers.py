@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -145,10 +145,17 @@ def _lost_settings(to: Layout, arguments: Arguments, preprocessing: Preprocessin
     usual = usual_preprocessing(arguments)
     kept = ("size", "mean", "std") if to == "hf" else ()
     for field in dataclasses.fields(Preprocessing):
-        ours, theirs = getattr(preprocessing, field.name), getattr(usual, field.name)
+        ours, theirs = (_shown(field.name, getattr(form, field.name)) for form in (preprocessing, usual))
         if field.name not in kept and ours != theirs:
             lines.append(f"preprocessing: {field.name} {ours} is not kept; readers take {theirs}")
     return lines
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value of the preprocessing; of intensities those that are not just as they are stored."""
+    if name != "intensity":
+        return value
+    return ", ".join(f"{rule.group} {rule}" for rule in value if rule.name != "full") or "none"
 
 
 def _write_folder(folder: Path, tensors: LazyArrays, arguments: ViTArguments, preprocessing: Preprocessing) -> None:

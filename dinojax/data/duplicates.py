@@ -83,7 +83,8 @@ def find_twins(records: Records, threads: int) -> Twins:
       threads: that decode.
     """
     found = fingerprint(records, threads)
-    first = first_equal(found.pixels, np.array(list(found.unreadable), np.int64))
+    # Two images that show nothing, such as empty slices, are not the same case.
+    first = first_equal(found.pixels, np.flatnonzero(~found.comparable))
     pairs = near_pairs(found, chosen=np.unique(first))
     return Twins(first, np.stack([pairs.a, pairs.b], axis=1), found.pixels)
 

@@ -22,6 +22,7 @@ from dinojax.runs.files import free_path, reason, write_json, write_text
 _NOT_COMPARED = (
     *("out", "accept_changes", "on_bad_file", "keep_checkpoints", "corpus_hashes"),
     *("check", "log_to", "threads", "workers", "cache_gib", "fsdp", "loop_blocks", "distributed"),
+    "max_megapixels",
 )
 
 

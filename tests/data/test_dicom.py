@@ -441,7 +441,7 @@ def _refusal(read: Callable[[Path], object], path: Path) -> str:
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_damage_raises_nothing_but_value_errors(tmp_path: Path, data: st.DataObject) -> None:

@@ -440,7 +440,7 @@ SOUND = {1: changed(), 2: changed(nibabel.Nifti2Header)}
 
 @pytest.mark.parametrize("packed", [False, True])
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     version=st.sampled_from([1, 2]),
@@ -467,7 +467,7 @@ def test_fuzzed_headers_are_read_or_refused(tmp_path, capfd, packed, version, pl
 
 
 @settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(place=st.integers(0, 300), value=st.binary(min_size=1, max_size=4))
 def test_fuzzed_gzip_is_read_or_refused(tmp_path, place, value):

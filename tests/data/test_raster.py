@@ -755,7 +755,7 @@ SMALL = {name: write()[0] for name, (_, _, _, write) in CASES.items()}
     head=st.booleans(),
     cut=st.one_of(st.none(), st.integers(0, 2**12)),
 )
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_told_in_one_line(
     tmp_path: Path, name: str, changes: list[tuple[int, int]], head: bool, cut: int | None
 ) -> None:

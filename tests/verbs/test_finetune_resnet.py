@@ -20,6 +20,7 @@ from dinojax.config.model import ModelConfig
 from dinojax.data.memory import decode_all
 from dinojax.data.reading import read_records
 from dinojax.errors import UsageError
+from dinojax.levels import Rule
 from dinojax.models import Preprocessing, ResNet
 from dinojax.models.heads import Classifier
 from dinojax.models.resnet import running_statistics
@@ -130,9 +131,10 @@ def test_from_a_model_directory_to_models_that_predict_the_same(tmp_path: Path, 
     run_verb(["finetune", *command, "--folds", "3"])
     results = json.loads((out / "results.json").read_text())
     assert results["recipe"]["head"] == "hidden 8"
-    used = dataclasses.replace(model.preprocessing, size=32)
+    rules = (Rule("8 bits", "full"),)
+    used = dataclasses.replace(model.preprocessing, size=32, intensity=rules)
     if normalisation == "none":
-        used = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        used = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), intensity=rules)
 
     run_verb(["report", str(out), "--out", str(tmp_path / "report")])
     assert f"{name} (blocks 1–1, filters 4–8, stem 8)" in (tmp_path / "report" / "report.md").read_text()

@@ -134,8 +134,8 @@ def test_the_block_of_facts_stands_before_a_run_and_check_stops_there(
     assert re.search(r"^memory: .* GiB", shown, re.M)
     assert re.search(r"^memory: needs about .* GiB of .* GiB free$", shown, re.M)
     assert "steps of 8 images on" not in shown
-    assert kept["images"].startswith("24; 24 headers checked")
-    assert kept.keys() == {*("read as", "images", "not read", "duplicates"), *FACTS}
+    assert kept["images"].startswith("24; 24 headers read")
+    assert kept.keys() == {*("read as", "images", "intensity", "not read", "duplicates"), *FACTS}
 
 
 def test_a_step_that_needs_more_memory_than_there_is_is_refused_before_it(

@@ -124,13 +124,16 @@ def test_golden_files_come_back_to_the_bit(tmp_path: Path, file: str, to: writer
         np.testing.assert_array_equal(back[name], tensor, strict=True)
 
 
+RULE = {"group": "CT", "name": "range", "low": -160.0, "high": 240.0, "over": "image", "number": 1}
+
+
 def test_a_huggingface_folder_says_what_it_is(tmp_path: Path) -> None:
     directory = stored(tmp_path / "model", "vits14_reg4", **VIT)
     description = json.loads((directory / "model.json").read_text())
-    description["preprocessing"] |= {"size": 42, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "window": [0, 9]}
+    description["preprocessing"] |= {"size": 42, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "intensity": [RULE]}
     (directory / "model.json").write_text(json.dumps(description))
     assert writers.write(directory, "hf", tmp_path / "hf") == [
-        "preprocessing: window (0, 9) is not kept; readers take None"
+        "preprocessing: intensity CT -160 to 240 is not kept; readers take none"
     ]
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert (
