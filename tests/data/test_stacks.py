@@ -114,7 +114,7 @@ def test_a_slice_that_is_listed_takes_its_channels_along(tmp_path: Path) -> None
         opened(tmp_path / "some.csv", CHANNELS)
     write_nifti(tmp_path / "b.nii", voxels((12, 10, 3, 4)))
     write_nifti(tmp_path / "c.nii", voxels((12, 10, 3, 2)))
-    with pytest.raises(RunError, match=r"^c\.nii: 2 channels, where most images have 4 \(1 of 3 rows\)"):
+    with pytest.raises(RunError, match=r"^c\.nii: 2 channels, where most images have 4 \(1 of 3 entries\)"):
         opened(tmp_path, CHANNELS)
 
 
@@ -195,7 +195,7 @@ def patients(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (colour, r"^t2/1\.png is RGB; a channel's file must be grey \(.*manifest\.csv, row 3\) \(1 of 3 rows\)"),
+        (colour, r"^t2/1\.png is RGB; a channel's file must be grey \(.*manifest\.csv, row 3\) \(1 of 3 entries\)"),
         (missing, r"manifest\.csv, row 3, column path_flair: there is no image .*flair/1\.png"),
         (
             rewrite("path_flair", 1, "t1/1.png"),
