@@ -31,8 +31,11 @@ class Rule:
             return f"each {self.over}'s own range"
         if self.name == "percentiles":
             return f"percentiles {self.low:g} to {self.high:g} of each {self.over}"
-        return "as they are" if self.name == "full" else f"the file's window {self.number}"
+        if self.name == "full":
+            return "as they are" if self.group == EIGHT else "the range of the stored type (0 to 1 of floats)"
+        return f"the file's window {self.number}"
 
 
+EIGHT = "8 bits"
 WIDE = "more than 8 bits"
 """The kind of pictures (no DICOM, no NIfTI) with more than 8 bits a pixel."""

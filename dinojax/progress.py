@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_PAUSE = 2.0
+"""Seconds between two lines, where work is fast."""
+
 
 @contextmanager
 def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[[int, str], None]]:
@@ -22,15 +25,15 @@ def bar(what: str, total: int, completed: int = 0) -> Iterator[Callable[[int, st
     """
     console = Console()
     if not console.is_terminal:
-        every, shown = max(total // 20, 1), completed
+        every, shown, told = max(total // 20, 1), completed, -_PAUSE
         first: tuple[int, float] | None = None  # from its end on: the first step may have compiled
 
         def line(done: int, note: str = "") -> None:
-            nonlocal shown, first
+            nonlocal shown, first, told
             now = time.monotonic()
             first = first or (done, now)
-            if done // every > shown // every or done == total:
-                shown = done
+            if done == total or (done // every > shown // every and now - told >= _PAUSE):
+                shown, told = done, now
                 seconds = (now - first[1]) / max(done - first[0], 1) * (total - done)
                 left = f"{duration(seconds)} left" if first[0] < done < total else ""
                 print(", ".join(filter(None, (f"{what} {done}/{total}", left, note))), flush=True)

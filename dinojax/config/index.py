@@ -14,6 +14,8 @@ class IndexConfig:
     """The manifest to write, such as `manifest.csv`; files that cannot be read are listed beside it."""
     pseudonyms: bool = False
     """Lists hashed names in place of paths, which often hold names; the key lies beside the salt."""
+    group_regex: str | None = None
+    """Takes the patient from the path, for pictures, whose headers tell none: the first group of this expression."""
     salt_file: str | None = None
     """Secret by which ids and paths are hashed; null: `dinojax/salt` in the user's configuration folder, made at the
     first use."""

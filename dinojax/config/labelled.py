@@ -12,6 +12,8 @@ class LabelledConfig(ImagesConfig):
 
     label_column: str | None = None
     """The manifest's column of labels, if its name does not tell."""
+    patient_column: str | None = None
+    """The manifest's column of patients, if its name does not tell."""
     group_regex: str | None = None
     """Takes the patient from the path: the first group of this expression."""
     uncertain: Literal["ignore", "zero", "one"] | None = None

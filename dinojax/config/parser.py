@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -37,7 +37,32 @@ class Parser(jsonargparse.ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--[\w.]+)", str(message))
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
         advice = f"did you mean {near[0]}? " if near else ""
-        raise UsageError(f"{_with_bounds(' '.join(str(message).split()))} ({advice}see {self.prog} --help)")
+        text = _plain_mistake(" ".join(str(message).split()), self._option_string_actions)
+        raise UsageError(f"{_with_bounds(text)} ({advice}see {self.prog} --help)")
+
+
+_MISTAKE = re.compile(r'Parser key "([\w.]+)": (.*?)(?:Given value: |Got value: )(.*)')
+_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+
+def _plain_mistake(text: str, options: Collection[str]) -> str:
+    """A value that does not fit its key, in words rather than in the types of Python."""
+    if required := re.fullmatch(r"the following arguments are required: (.*)", text):
+        keys = (f"--{name}" if f"--{name}" in options else name.upper() for name in required[1].split(", "))
+        return f"required, and not given: {', '.join(keys)}"
+    if not (found := _MISTAKE.search(text)) or not ("Expected a" in found[2] or "Subtypes" in found[2]):
+        return text
+    key, expected, given = found[1], found[2], found[3].strip()
+    listed = re.findall(r"Expected a typing\.Literal\[(.*?)\]", expected)
+    names = [name.strip("'\"") for part in listed for name in part.split(", ")]
+    types = [_WORDS[name] for name in re.findall(r"Expected a <class '(\w+)'>", expected) if name in _WORDS]
+    if not names and not types:
+        return text
+    if not names:
+        return f"--{key} {given}: it must be {' or '.join(types)}"
+    near = difflib.get_close_matches(given, names, n=1)
+    advice = f"; did you mean {near[0]}?" if near else ""
+    return f"--{key} {given}: choose from {', '.join([*names, *types])}{advice}"
 
 
 def parse(config: type[T], arguments: Sequence[str], verb: str) -> T:

@@ -1,5 +1,6 @@
 """What data sets share: identical images, near duplicates and patients, inside one and between them."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -65,6 +66,9 @@ def read_audited(data: str, config: AuditConfig, corpus: bool) -> Audited:
     try:
         records = read_labelled(data, config, positive_needed=False, on_bad_file="skip")
     except RunError as error:
+        if config.group_regex and "finds no patient" in str(error):  # it is of another of the data sets
+            print(f"{data}: patients are unknown: {error}")
+            return read_audited(data, dataclasses.replace(config, group_regex=None), corpus)
         records = read_records(
             data,
             labelled=False,

@@ -25,7 +25,13 @@ def summary(audit: Audit, pairs: Pairs, table: pd.DataFrame) -> dict[str, Any]:
         own = audit.of == number
         data.append(
             {
-                **{"name": one.name, "images": len(one.records), "corpus": one.corpus, "folds": len(one.parts)},
+                **{
+                    "name": one.name,
+                    "images": len(one.records),
+                    "corpus": one.corpus,
+                    "patients": None if one.records.patients is None else len(set(one.records.patients)),
+                    "folds": len(one.parts),
+                },
                 "unreadable": sum(bool(own[place]) for place in audit.found.unreadable) + len(one.bad),
                 "flat": int((audit.found.flat & own & audit.readable).sum()),
             }

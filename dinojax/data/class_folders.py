@@ -192,9 +192,11 @@ def _check_parts_below(folder: Path, listing: Listing, depth: int) -> None:
     parts = {SPLIT_NAMES.get(name.rpartition("/")[2].casefold()): name for name in below}
     names = [parts["train"], parts["test"]] if {"train", "test"} <= parts.keys() else []
     if names := names or [name for name in below if _PART.fullmatch(name.rpartition("/")[2])]:
+        whole = folder / names[0].rpartition("/")[0]
         raise UsageError(
-            f"{folder}: {some(names)} read like parts below the classes; "
-            "put the class folders into folders train and test, or list path, label and split in manifest.csv"
+            f"{folder}: {some(names)} read like parts below the classes; if {whole} is the data set, give "
+            f"--data {whole}, else put the class folders into folders train and test, or list path, label and split in "
+            "manifest.csv"
         )
 
 
@@ -244,14 +246,16 @@ def _hints(paths: np.ndarray, divided: bool) -> tuple[str, ...]:
 
 
 def _name_hint(paths: np.ndarray) -> tuple[str, ...]:
-    """Beginnings of file names that repeat."""
+    """Beginnings of file names that repeat: those with most different numbers."""
     counts = Counter(match[1] for path in paths if (match := _REPEATED.match(path[path.rfind("/") + 1 :])))
     repeated = {start: count for start, count in counts.items() if count > 1}
     if sum(repeated.values()) < max(_REPEATED_SHARE * len(paths), 2):
         return ()
-    start, files = max(repeated.items(), key=lambda pair: pair[1])
-    total = f"{len(repeated)} beginnings of file names repeat, such as {start} of {files} files"
-    return (f"{total}: if they are patients, --group_regex takes them",)
+    words = Counter(start.rstrip("0123456789") for start in repeated)
+    word = words.most_common(1)[0][0]
+    start = next(start for start in repeated if start.rstrip("0123456789") == word)
+    total = f"{words[word]} beginnings of file names repeat, such as {start} of {repeated[start]} files"
+    return (f"{total}: if they are patients, --group_regex '({word}[0-9]+)' takes them (it has to fit every file)",)
 
 
 def _unique(records: Records, listing: Listing) -> Records:

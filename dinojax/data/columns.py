@@ -44,7 +44,7 @@ class Wanted:
     Attributes:
       labelled: whether labels are needed.
       uncertain: what -1 in a column `label_<class>` means: unknown, 0 or 1.
-      path_column, label_column: names of the columns, where `KNOWN` names do not tell them.
+      path_column, label_column, patient_column: names of the columns, where `KNOWN` names do not tell them.
       salt_file: beside which the key of pseudonyms lies.
     """
 
@@ -52,6 +52,7 @@ class Wanted:
     uncertain: Uncertain | None = None
     path_column: str | None = None
     label_column: str | None = None
+    patient_column: str | None = None
     salt_file: str | None = None
 
 
@@ -111,6 +112,8 @@ def find_columns(file: Path, wanted: Wanted) -> Columns:
     places = _by_role(header, flags)
     places["path"] = _named(file, header, "path", wanted.path_column) or places["path"]
     places["label"] = _named(file, header, "label", wanted.label_column) or places["label"]
+    if wanted.patient_column:
+        places["patient_id"] = _named(file, header, "patient", wanted.patient_column)
     channels = [] if places["path"] else _channels(file, header, places)
     places["path"] = places["pseudonym"] or places["path"] or channels[:1]
     if not wanted.labelled or flags:

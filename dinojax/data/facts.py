@@ -13,7 +13,7 @@ from dinojax.wording import counted
 Facts = dict[str, str | list[str]]
 """What a fact is about, to a line or several."""
 
-_SHOWN = 3
+_SHOWN, _COLUMNS = 3, 12
 
 
 def data_facts(
@@ -37,7 +37,9 @@ def data_facts(
         facts["patients"] = [_patients(records), *shared] if shared else _patients(records)
     if folds:
         facts["folds"] = [how, *(_parts(records, number, fold) for number, fold in enumerate(folds, start=1))]
-    columns = [f"columns {', '.join(records.unread_columns)}"] if records.unread_columns else []
+    more = len(records.unread_columns) - _COLUMNS
+    listed = ", ".join(records.unread_columns[:_COLUMNS]) + (f" and {more} more" if more > 0 else "")
+    columns = [f"columns {listed}"] if listed else []
     facts["not read"] = [*columns, *records.left_out] or "nothing was left out"
     near = _near(records, folds, twins) if twins is not None and len(twins.near) else []
     lines = [*_duplicates(records, folds, twins), *near]

@@ -21,6 +21,7 @@ from dinojax.runs.files import reason, replacing
 from dinojax.wording import counted
 
 _OPENED_AT_A_TIME = 8
+_REASONS = 3
 _SHOWN_FROM = 5_000
 """Headers that take some seconds, so that progress is shown."""
 
@@ -132,7 +133,14 @@ def find_headers(records: Records, limit: int, on_bad_file: Literal["stop", "ski
     bad = {place: why for place, (_, _, why) in found.items() if why} | beyond
     kept = np.array([place for place, (_, _, why) in enumerate(entries) if not why and place not in beyond], np.int64)
     if bad and (on_bad_file == "stop" or not len(kept)):
-        listed = "; ".join(f"{why}: {records.describe(place)}" for place, why in list(bad.items())[:3])
+        of_reason: dict[str, int] = {}
+        for place, why in bad.items():
+            of_reason.setdefault(why, place)
+        times = Counter(bad.values())
+        reasons = [f"{why}: {_times(times[why])}{records.describe(place)}" for why, place in of_reason.items()]
+        listed = "; ".join(reasons[:_REASONS]) + (
+            f"; {len(reasons) - _REASONS} more reasons" * (len(reasons) > _REASONS)
+        )
         advice = "repair them, or leave them out with --on_bad_file skip" if len(kept) else "none is left"
         files = len({str(records.paths[place]) for place in bad})
         raise RunError(f"{files} of {len(chosen)} files checked cannot be read ({listed}); {advice}")
@@ -149,6 +157,10 @@ def find_headers(records: Records, limit: int, on_bad_file: Literal["stop", "ski
         files=len(places),
         read=len(chosen),
     )
+
+
+def _times(count: int) -> str:
+    return "" if count == 1 else f"{count} files such as "
 
 
 def summarise(found: Found, **more: object) -> Headers:

@@ -16,7 +16,8 @@ from dinojax.data.class_folders import read_class_folders, read_images
 from dinojax.data.decode import read_header
 from dinojax.data.files import FORMATS, suffix_of
 from dinojax.data.formats import Header
-from dinojax.errors import RunError
+from dinojax.data.reading import group_pattern
+from dinojax.errors import RunError, UsageError
 from dinojax.runs.files import reason
 
 COLUMNS = (
@@ -49,7 +50,9 @@ class Index(NamedTuple):
     """Files whose path contains a name or id of their header."""
 
 
-def index_folder(folder: Path, part: Path, *, salt: bytes, max_megapixels: float, threads: int) -> Index:
+def index_folder(
+    folder: Path, part: Path, *, salt: bytes, max_megapixels: float, threads: int, group_regex: str | None = None
+) -> Index:
     """Reads the header and the bytes of every image below a folder.
 
     Args:
@@ -58,11 +61,13 @@ def index_folder(folder: Path, part: Path, *, salt: bytes, max_megapixels: float
       salt: by which ids are hashed.
       max_megapixels: of the largest image that is not unreadable.
       threads: that read files.
+      group_regex: takes the patient from the path, where it finds one.
 
     Raises:
-      UsageError: there is no image.
+      UsageError: there is no image, or `group_regex` finds no patient at all.
       RunError: a folder cannot be read, or `part` cannot be written.
     """
+    pattern = None if group_regex is None else group_pattern(group_regex)
     found = read_images(folder)
     paths = found.paths.tolist()
     known = {line["path"]: line for line in _lines(part)}
@@ -89,6 +94,13 @@ def index_folder(folder: Path, part: Path, *, salt: bytes, max_megapixels: float
     lines = [known[path] for path in paths]
     labels = _labels(folder)
     readable = [line for line in lines if "why" not in line]
+    if pattern is not None:
+        matches = {line["path"]: match[1] for line in readable if (match := pattern.search(line["path"])) and match[1]}
+        if not matches:
+            raise UsageError(f"--group_regex {group_regex}: finds no patient in any of {len(readable)} paths")
+        for line in readable:
+            if line["path"] in matches:
+                line["patient_id"] = privacy.hashed(salt, "patient", matches[line["path"]])
     if any(line["patient_id"] for line in readable):
         for line in readable:  # without an id of its own an image belongs to its study, else to its file
             line["patient_id"] = line["patient_id"] or privacy.hashed(

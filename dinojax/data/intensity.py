@@ -9,7 +9,7 @@ import numpy as np
 from dinojax.config.images import IntensityConfig
 from dinojax.data.formats import Header, Stored
 from dinojax.errors import RunError
-from dinojax.levels import WIDE, Rule
+from dinojax.levels import EIGHT, WIDE, Rule
 
 WINDOWS: dict[str, tuple[float, float]] = {
     "lung": (-600, 1500),
@@ -25,7 +25,7 @@ WINDOWS: dict[str, tuple[float, float]] = {
 """Centre and width in Hounsfield units, as in Radiopaedia's "Windowing (CT)" (rID 52108); of a range there (subdural
 50–100 and 130–300, soft tissue 20–60 and 350–400) a value inside it."""
 
-GROUPS = ("8 bits", WIDE, "CT", "MR", "other DICOM", "NIfTI")
+GROUPS = (EIGHT, WIDE, "CT", "MR", "other DICOM", "NIfTI")
 """Kinds of images that `auto` tells apart."""
 _HOUNSFIELD = -500.0
 """A NIfTI volume with lower values than this is CT: air is -1000."""
@@ -39,7 +39,7 @@ _IN_TABLE = (np.dtype(np.uint16), np.dtype(np.int16))
 
 OWN_RANGE = Rule("other DICOM", "percentiles", 0, 100)
 """What takes the place of a window that a file does not have."""
-FULL = Rule("8 bits", "full")
+FULL = Rule(EIGHT, "full")
 
 
 class Sampled(NamedTuple):
@@ -57,7 +57,7 @@ def group_of(header: Header) -> str:
     if header.kind == "nifti":
         return "NIfTI"
     if header.bits <= 8:
-        return "8 bits"
+        return EIGHT
     if header.kind == "raster":
         return WIDE
     return header.modality if header.modality in ("CT", "MR") else "other DICOM"
@@ -108,7 +108,7 @@ def _asked(config: IntensityConfig, group: str, sampled: Sequence[Sampled]) -> R
 
 def _automatic(config: IntensityConfig, group: str, sampled: Sequence[Sampled]) -> tuple[Rule, str]:
     volumes = Rule(group, "percentiles", *config.percentiles, over="volume")
-    if group == "8 bits":
+    if group == EIGHT:
         return FULL, "8 bits"
     if group == WIDE:
         low, high = config.percentiles
@@ -205,21 +205,24 @@ def _table(kind: str, low: float, high: float) -> np.ndarray:
     return _scaled(np.arange(2**16, dtype=np.uint16).view(kind), low, high)
 
 
-def complaints(rules: Mapping[str, Rule], sampled: Sequence[tuple[Sampled, tuple[float, float]]]) -> list[str]:
+def complaints(
+    rules: Mapping[str, Rule], sampled: Sequence[tuple[Sampled, tuple[float, float]]], policy: str = "auto"
+) -> list[str]:
     """What is wrong with the rules, seen on a choice of images.
 
     Args:
       rules: by kind.
       sampled: images, with the values that are black and white in each.
+      policy: that was asked for.
 
     Returns:
       A sentence for each kind of which more than 5 % of the pixels are beyond the range (background, the lowest value
-      of an image, and air are not counted, nor what a file's window cuts off), or that uses fewer than 64 levels.
+      of an image, and air are not counted, nor what a file's window cuts off), or else uses fewer than 64 levels.
     """
     said = []
     for group, rule in rules.items():
         images = [(image, levels) for image, levels in sampled if image.group == group and len(image.values)]
-        if not images or (rule.name == "full" and group == "8 bits"):
+        if not images or (rule.name == "full" and group == EIGHT):
             continue
         beyond = counted = 0
         used = np.zeros(256, bool)
@@ -233,9 +236,8 @@ def complaints(rules: Mapping[str, Rule], sampled: Sequence[tuple[Sampled, tuple
             beyond += int(((kept < low) | (kept > high)).sum())
         if rule.name != "file" and counted and beyond > _SATURATED * counted:
             share = f"{beyond / counted:.0%} of the pixels that are neither background nor air"
-            said.append(
-                f"{group}, {rule}: {share} are beyond the range, black or white; choose another intensity.policy"
-            )
-        if used.sum() < _LEVELS:
+            unit = "; windows are in Hounsfield units, of CT" if policy in WINDOWS and group != "CT" else ""
+            said.append(f"{group}, {rule}: {share} are beyond the range, black or white{unit}; choose another policy")
+        elif used.sum() < _LEVELS:
             said.append(f"{group}, {rule}: only {used.sum()} of 256 grey levels are in use; choose a narrower range")
     return said

@@ -34,6 +34,7 @@ def read_records(
     uncertain: Uncertain | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    patient_column: str | None = None,
     on_bad_file: Literal["stop", "skip"] = "stop",
 ) -> Records:
     """Lists the images that `--data` names; the first of these that matches.
@@ -54,7 +55,7 @@ def read_records(
       positive_class: name of the class to stand last; of a task of two classes.
       positive_needed: refuse two classes of which the last is by its name the normal one, and none is named.
       uncertain: what -1 in a column `label_<class>` means: 'ignore' makes it unknown, 'zero' 0 and 'one' 1.
-      path_column, label_column: of tables, where the columns' names do not tell them.
+      path_column, label_column, patient_column: of tables, where the columns' names do not tell them.
       salt_file: beside which the key of pseudonyms lies, where a table lists these.
       on_bad_file: 'skip' leaves out files of a folder whose names are no UTF-8, and lists them in `misnamed`.
 
@@ -70,7 +71,7 @@ def read_records(
     base = Path(data_root).expanduser() if data_root else None
     if base is not None and not base.is_dir():
         raise UsageError(f"--data_root {data_root}: no such folder")
-    wanted = Wanted(labelled, uncertain, path_column, label_column, salt_file)
+    wanted = Wanted(labelled, uncertain, path_column, label_column, patient_column, salt_file)
     try:
         records = _read(path, data, base, wanted)
     except OSError as error:
@@ -96,7 +97,7 @@ def read_labelled(
     on_bad_file: Literal["stop", "skip"] = "stop",
 ) -> Records:
     """Lists the labelled images that `data` names, read as a configuration says; see `read_records`."""
-    names = ("data_root", "salt_file", "path_column", "label_column", "group_regex", "uncertain")
+    names = ("data_root", "salt_file", "path_column", "label_column", "patient_column", "group_regex", "uncertain")
     return read_records(
         data,
         labelled=True,
@@ -126,7 +127,8 @@ def _read(path: Path, data: str, base: Path | None, wanted: Wanted) -> Records:
         return _with_unlisted(path, *read_fold_files(path, base or path, wanted))
     if manifest := find_manifest(path, wanted):
         return _with_unlisted(path, *read_table(manifest, base or path, wanted))
-    options = {"data_root": base, "path_column": wanted.path_column, "label_column": wanted.label_column}
+    columns = ("path_column", "label_column", "patient_column")
+    options = {"data_root": base, **{name: getattr(wanted, name) for name in columns}}
     for name, value in options.items():
         if value:
             raise UsageError(f"--{name} {value}: {data} has no manifest.csv; name the table itself with --data")
@@ -148,13 +150,19 @@ def _with_unlisted(folder: Path, records: Records, inodes: np.ndarray) -> Record
     return dataclasses.replace(records, left_out=lines)
 
 
-def _with_patients(records: Records, group_regex: str) -> Records:
+def group_pattern(group_regex: str) -> re.Pattern[str]:
+    """An expression whose first group is the patient; UsageError if it has none, or is none."""
     try:
         pattern = re.compile(group_regex)
     except re.error as error:
         raise UsageError(f"--group_regex {group_regex}: {error}") from error
     if not pattern.groups:
         raise UsageError(f"--group_regex {group_regex}: has no group; put parentheses around the patient's part")
+    return pattern
+
+
+def _with_patients(records: Records, group_regex: str) -> Records:
+    pattern = group_pattern(group_regex)
     patients: list[str] = []
     for index, path in enumerate(records.paths):
         match = pattern.search(path)

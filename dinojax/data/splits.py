@@ -289,8 +289,9 @@ def _check_patients(records: Records, folds: Sequence[Fold], allowed: bool) -> N
     if not records.patients_derived and not allowed:
         where, _, what = lines[0].partition(": ")
         raise RunError(
-            f"{where} of {records.root}: {what}; give folds grouped by patient, which the verb splits makes, or allow "
-            "it with --allow_shared_patients true"
+            f"{where} of {records.root}: {what}; give folds grouped by patient, which the verb splits makes, "
+            "or patients that tell the parts apart, if their ids restart in each; or allow it with "
+            "--allow_shared_patients true"
         )
     print(
         f"warning: the folds of {records.root} share patients, by {records.patient_source}, so that results on "

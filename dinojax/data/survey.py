@@ -1,7 +1,7 @@
 """A look at some images of a data set, which decides how all of them are shown, and checks it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -21,6 +21,8 @@ _SAMPLED, _VALUES = 200, 20_000
 _OF_A_SERIES = 8
 """Slices of a volume that its percentiles are taken from."""
 _DECODED_AT_A_TIME = 4
+_LABELS = 8
+"""A scan has more values than this."""
 _SHOWN_FROM = 500
 """Volumes that take some seconds, so that progress is shown."""
 
@@ -66,7 +68,22 @@ def decide_intensities(
     by_file = np.array([place for place in sampled if listed[code[place]].name == "file"], np.int64)
     sampled |= dict(_samples(records, by_file, groups))  # now after the file's window
     checked = [(image, _levels(records, place, image)) for place, image in sampled.items()]
-    return records, rules, lines, intensity.complaints(rules, checked)
+    said = [*intensity.complaints(rules, checked, config.policy), *_like_labels(records, sampled)]
+    return records, rules, lines, said
+
+
+def _like_labels(records: Records, sampled: Mapping[int, Sampled]) -> list[str]:
+    """A sentence if images of many bits hold few values, as label maps do."""
+    few = [place for place, image in sampled.items() if image.group != "8 bits" and _is_label_map(image)]
+    if not few:
+        return []
+    such = f"{len(few)} of {len(sampled)} images looked at hold {_LABELS} values or fewer, as label maps do"
+    return [f"{such} (such as {records.paths[few[0]]}); leave those out if they are"]
+
+
+def _is_label_map(image: Sampled) -> bool:
+    values = np.unique(image.values)
+    return 1 < len(values) <= _LABELS and bool((values == np.rint(values)).all())
 
 
 def _levels(records: Records, place: int, image: Sampled) -> tuple[float, float]:

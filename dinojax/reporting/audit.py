@@ -70,7 +70,11 @@ def conclusion(summary: Mapping[str, Any]) -> str:
     """One sentence: how many pairs of each kind, and what spoils a test."""
     totals = {kind: sum(counts[kind] for counts in summary["pairs"].values()) for kind in _KINDS}
     parts = [f"{number:,} of {_KINDS[kind]}" for kind, number in totals.items() if number]
-    text = f"Pairs found: {', '.join(parts)}" if parts else "No duplicates and no shared patients found"
+    known = any(one["patients"] is not None for one in summary["data"])
+    none = "No duplicates and no shared patients found" if known else "No duplicates found"
+    text = f"Pairs found: {', '.join(parts)}" if parts else none
+    if not known:
+        text += "; patients are unknown (--group_regex takes them from the paths)"
     if contrary := summary["labels_differ"]:
         text += f"; identical pairs whose labels differ: {contrary:,}"
     if leaks := [leak for leak in summary["leaks"] if leak["identical"] or leak["near"]]:
@@ -93,11 +97,12 @@ def _sets(summary: Mapping[str, Any]) -> Table:
     rows = [
         [
             *(one["name"], "corpus" if one["corpus"] else "data set", str(one["images"]), str(one["folds"] or "none")),
+            "unknown (--group_regex)" if one["patients"] is None else f"{one['patients']:,}",
             *(str(one["unreadable"]), str(one["flat"])),
         ]
         for one in summary["data"]
     ]
-    return Table(["read", "as", "images", "folds", "unreadable (skipped_files.csv)", "flat"], rows)
+    return Table(["read", "as", "images", "folds", "patients", "unreadable (skipped_files.csv)", "flat"], rows)
 
 
 def _pairs(kind: str, found: pd.DataFrame) -> Table:

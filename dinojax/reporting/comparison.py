@@ -9,7 +9,7 @@ from dinojax.reporting.render import Block, Heading, Picture, Table, number
 from dinojax.reporting.results import Result, baselines, by_task
 from dinojax.reporting.selection import COMPUTED
 from dinojax.reporting.statistics import mean_and_sd_text
-from dinojax.reporting.units import UNITS
+from dinojax.reporting.units import pool
 
 # Parts of a recipe that follow from the starting point: they may differ between runs that are compared.
 _OF_STARTING_POINT = ("init", "model", "trained_parameters")
@@ -24,6 +24,10 @@ READING = (
     "confidence interval: it describes how the folds differ, and their training sets overlap. Pooled is the AUC of all "
     "folds' test cases together, each scored by a model that did not train on it; accuracy is the share of them whose "
     "class has the highest score. A baseline is what the raw pixels reach on the same folds."
+)
+UNITS_NOTE = (
+    "A volume's or a patient's score is the mean or the highest of its images' scores. The highest rises with the "
+    "number of images, so that where the classes differ in that number, it measures the number, too."
 )
 SELECTION = (
     "Folds, mean ± SD and pooled AUC follow the selection that the run was asked for. Beside them stands the mean AUC "
@@ -184,20 +188,22 @@ def _task(task: str, shown: Sequence[Result]) -> list[Block]:
 
 def _by_unit(runs: Sequence[Result]) -> list[Block]:
     """AUCs of volumes and patients, whose scores are the mean or the highest of their images'."""
-    rows = [
-        [
-            *_named(_row(run)),
-            unit,
-            how,
-            str(sum(run.test[UNITS[unit]].groupby(run.test["fold"]).nunique())),
-            mean_and_sd_text(summary),
-            number(summary["pooled_auc"]),
-        ]
-        for run in runs
-        for unit, by in run.facts["selection"].get("units", {}).items()
-        for how, summary in by.items()
-    ]
-    return [Table([*_KEY, "scored", "pooled by", "units", "mean ± SD", "pooled"], rows)] if rows else []
+    rows = []
+    for run in runs:
+        for unit, by in run.facts["selection"].get("units", {}).items():
+            pooled = pool(run.test, unit, "mean", run.classes)
+            asked = questions(pooled, run.classes)
+            positive = str(int(asked[0].labels.sum())) if len(asked) == 1 else ""
+            rows += [
+                [
+                    *(*_named(_row(run)), unit, how, str(len(pooled)), positive),
+                    *(mean_and_sd_text(summary), number(summary["pooled_auc"])),
+                ]
+                for how, summary in by.items()
+            ]
+    if not rows:
+        return []
+    return [Table([*_KEY, "scored", "by", "units", "positive", "mean ± SD", "pooled"], rows), UNITS_NOTE]
 
 
 def _data(run: Result) -> list[Block]:

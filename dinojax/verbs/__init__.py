@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> Path:
     name = next((" ".join(arguments[:words]) for words in (2, 1) if " ".join(arguments[:words]) in VERBS), None)
     if name is None:
         near = [verb for verb in VERBS if verb.split()[0] == arguments[0]]
+        if near and (len(arguments) < 2 or arguments[1].startswith("-")):
+            raise UsageError(f"{arguments[0]} needs its protocol: {', '.join(near)} (each with --help)")
         raise UsageError(f"there is no verb {' '.join(arguments[:2])!r}; choose from {', '.join(near or VERBS)}")
     config = parser.parse(VERBS[name].config, arguments[len(name.split()) :], name)
     return importlib.import_module(f"dinojax.verbs.{name.split()[0]}").main(config)

@@ -25,14 +25,22 @@ def main(config: IndexConfig) -> Path:
         part = privacy.salt_path(config.salt_file).with_name(
             f"{privacy.hashed(salt, 'index', str(out.resolve()))}.part"
         )
-    index = index_folder(folder, part, salt=salt, max_megapixels=config.max_megapixels, threads=config.threads)
+    index = index_folder(
+        folder,
+        part,
+        salt=salt,
+        max_megapixels=config.max_megapixels,
+        threads=config.threads,
+        group_regex=config.group_regex,
+    )
     table, unreadable = manifest_of(index, folder, out), index.unreadable
     if config.pseudonyms:
         names = pseudonyms([*index.images["path"], *unreadable["path"]], folder, salt)
         table["path"] = index.images["path"].map(names.get)
         unreadable["path"] = unreadable["path"].map(names.get)
         key = privacy.write_keys(config.salt_file, [(name, (folder / path).resolve()) for path, name in names.items()])
-        table = table.rename(columns={"path": "pseudonym"})
+        # In another order than that of the paths, which tells too.
+        table = table.rename(columns={"path": "pseudonym"}).sort_values("pseudonym", kind="stable")
         print(f"paths are listed by pseudonyms; {key} says which file each stands for: keep it, and keep it secret")
     else:
         unreadable["path"] = relative(unreadable["path"], folder, out)

@@ -19,7 +19,10 @@ def main(config: SplitsConfig) -> Path:
     if fold_tables(out):
         raise UsageError(f"{out / 'dataframe'} holds tables already; remove them, or name another --out")
     # Folds have no positive class; each run names its own.
-    records = read_labelled(config.data, config, positive_needed=False).undivided()
+    records = read_labelled(config.data, config, positive_needed=False)
+    if records.folds or records.splits is not None:
+        print("the parts or folds that the data brings along are not kept: all images are divided anew")
+    records = records.undivided()
     records, headers = open_images(records, config)
     twins = find_twins(records, config.threads) if len(records) <= LIMIT else None
     drawn = (config.folds, config.fold_seed, None if twins is None else twins.first)

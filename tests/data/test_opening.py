@@ -283,3 +283,35 @@ def test_a_choice_of_headers_is_stated_and_checked_at_decoding(tmp_path: Path) -
     write_wide(tmp_path / "00.png", ramp(0, 4095, dtype=np.uint16))
     _, headers = open_images(read_records(str(tmp_path), labelled=False), limit=5)
     assert "20 headers read: 19 grey, 1 RGB" in headers.summary()  # as they are not all alike
+
+
+def test_the_whole_type_of_floats_is_warned_of(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "data" / "a.nii", volume().astype(np.float32))
+    _, headers = opened(tmp_path / "data", "full")
+    assert headers.intensity == ("NIfTI: the range of the stored type (0 to 1 of floats) (intensity.policy full)",)
+    assert [text[:55] for text in headers.warnings] == ["NIfTI, the range of the stored type (0 to 1 of floats): "[:55]]
+
+
+def test_label_maps_are_pointed_out(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "data" / "a.nii", volume())
+    write_nifti(tmp_path / "data" / "label_a.nii", (volume() % 3).astype(np.int16))
+    _, headers = opened(tmp_path / "data", slices=SlicesConfig(every=5))
+    assert len(headers.warnings) == 1
+    assert "hold 8 values or fewer, as label maps do (such as label_a.nii)" in headers.warnings[0]
+
+
+def test_windows_of_ct_are_said_to_be_of_ct(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "data" / "a.dcm", ramp(0, 3000, (64, 64), np.uint16), Modality="MR")
+    _, headers = opened(tmp_path / "data", "lung")
+    assert [("Hounsfield units, of CT" in text, "narrower" in text) for text in headers.warnings] == [(True, False)]
+
+
+def test_reasons_are_told_once_with_their_number(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        (tmp_path / "data" / f"{number}.png").write_bytes(b"none" if number else b"")
+    write_wide(tmp_path / "data" / "z.png", ramp(0, 4095, dtype=np.uint16))
+    with pytest.raises(
+        RunError, match=r"4 of 5 files checked cannot be read \(.*0\.png; .*: 3 files such as .*1\.png\)"
+    ):
+        opened(tmp_path / "data")

@@ -359,7 +359,7 @@ CLASS_FOLDERS = {
     ),
     "patients in the beginnings of names": Case(
         images(*(f"{name}/person{number // 2}_{name}_{number}.png" for name in AB for number in range(4))),
-        Read("class folders", AB, 8, hint="such as person0 of 4 files"),
+        Read("class folders", AB, 8, hint="--group_regex '(person[0-9]+)'"),
     ),
     "patients below classes, said": Case(
         classes("a/P1", "a/P2", "b/P3"),

@@ -48,6 +48,18 @@ def test_several_labels_keep_their_gaps(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(tables[0].sort_index(), tables[1].sort_index())
 
 
+def test_patients_come_from_a_column_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_task(tmp_path / "breast", per_class=12)
+    table = pd.read_csv(data / "manifest.csv", dtype=str).rename(columns={"patient_id": "who"}).assign(split="train")
+    table.to_csv(data / "manifest.csv", index=False)
+    run_verb(["splits", str(data), "--patient_column", "who", "--folds", "3", "--out", str(tmp_path / "folds")])
+    shown = capsys.readouterr().out
+    assert "12, from column who" in shown
+    assert "the parts or folds that the data brings along are not kept" in shown
+    with pytest.raises(UsageError, match=r"--patient_column whom: the columns of .* are path, label, who"):
+        run_verb(["splits", str(data), "--patient_column", "whom", "--out", str(tmp_path / "other")])
+
+
 def test_folds_of_other_patients_than_the_data_s_own_are_made(tmp_path: Path) -> None:
     """The data's own parts share patients, whose names are longer than NumPy keeps in place."""
     data, rng = tmp_path / "xray", np.random.default_rng(0)
