@@ -139,7 +139,13 @@ def ours(records: Records, batch: int, workers: int) -> Iterator[jax.Array]:
 
 def theirs(folder: Path, batch: int, workers: int) -> Iterator[torch.Tensor]:
     loader = torch.utils.data.DataLoader(
-        TorchImages(folder), batch, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+        TorchImages(folder),
+        batch,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+        multiprocessing_context="forkserver" if workers else None,  # JAX has threads, which a fork would lose
     )
     while True:
         yield from loader

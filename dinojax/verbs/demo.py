@@ -18,11 +18,12 @@ def main(config: DemoConfig) -> Path:
     data, pretrained, seed = out / "phantoms", out / "pretrained", ["--seed", str(config.seed)]
     began = time.monotonic()
     run("phantoms", str(data), *seed, *(["--patients", "20", "--folds", "3"] if config.quick else []))
-    less = ["--steps", "4"] if config.quick else ["--epochs", "28"]
+    less = ["--steps", "4", "--model.depth", "1"] if config.quick else ["--epochs", "28"]
+    form = ["--model.depth", "1"] if config.quick else []
     run("pretrain", "--config", "laptop", "--data", str(data), "--out", str(pretrained), *seed, *less)
     epochs = "1" if config.quick else "12"
     runs = []
-    for name, init in (("random", []), ("pretrained", ["--init", str(pretrained / "model")])):
+    for name, init in (("random", form), ("pretrained", ["--init", str(pretrained / "model")])):
         own = ["--config", "laptop", "--data", str(data), *init, "--starting_point", name, *seed]
         runs += [str(out / f"{name}_cv"), str(out / f"{name}_knn")]
         run("finetune", *own, "--epochs", epochs, "--out", runs[-2])

@@ -76,6 +76,7 @@ def test_twelve_bits_are_worth_what_eight_are(sets: Sets) -> None:
 
 def test_a_policy_that_leaves_few_grey_levels_is_warned_of(sets: Sets) -> None:
     assert scored(sets.twelve, "full").headers.warnings == (
-        "more than 8 bits, as they are: only 17 of 256 grey levels are in use; choose a narrower range",
+        "more than 8 bits, the range of the stored type (0 to 1 of floats): "
+        "only 17 of 256 grey levels are in use; choose a narrower range",
     )
     assert scored(sets.eight, "full").headers.warnings == ()

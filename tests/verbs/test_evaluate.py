@@ -136,7 +136,7 @@ def test_an_uncertain_entry_means_what_is_said(several: Path, model: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is no verb 'evaluate'; choose from evaluate knn"),
+        ([], "evaluate needs its protocol: evaluate knn"),
         (["svm"], "there is no verb 'evaluate svm'; choose from evaluate knn"),
         (["knn", "--ks", "[0]"], r"ks is \[0\]; it must be above 0"),
         (["knn", "--ks", "[3,3]"], r"ks \[3, 3\]: must be different numbers"),
