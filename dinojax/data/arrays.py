@@ -132,14 +132,19 @@ def _listed(path: Path) -> dict[str, _Array]:
     return found
 
 
+def _named(listed: dict[str, _Array], name: str) -> _Array:
+    """An array that is there and holds numbers or text."""
+    if name not in listed:
+        raise ValueError(f"has no array {name}")
+    if listed[name].dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which may run code when they are read; save it as numbers")
+    return listed[name]
+
+
 def _images(listed: dict[str, _Array], part: str) -> _Array:
     """The images of a part, if they are of a kind that is read."""
     name = f"{part}_images"
-    if name not in listed:
-        raise ValueError(f"has no array {name}")
-    array = listed[name]
-    if array.dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which may run code when they are read; save it as numbers")
+    array = _named(listed, name)
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise ValueError(f"{name} is of type {array.dtype.name}; images of uint8 and uint16 are read")
     shape = "×".join(map(str, array.shape))
@@ -157,11 +162,7 @@ def _images(listed: dict[str, _Array], part: str) -> _Array:
 def _labels(path: Path, listed: dict[str, _Array], part: str, count: int) -> np.ndarray:
     """Text [N], or float32 [N, C] of several labels an image."""
     name = f"{part}_labels"
-    if name not in listed:
-        raise ValueError(f"has no array {name}")
-    array = listed[name]
-    if array.dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which may run code when they are read; save it as numbers")
+    array = _named(listed, name)
     if array.dtype.kind not in "iubU" or len(array.shape) not in (1, 2):
         shape = "×".join(map(str, array.shape))
         raise ValueError(f"{name} is of type {array.dtype.name} and shape {shape}; whole numbers N×1 or N×C are read")

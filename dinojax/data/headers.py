@@ -16,7 +16,7 @@ from dinojax.data.formats import KINDS, Header
 from dinojax.data.intensity import group_of
 from dinojax.data.records import Records
 from dinojax.errors import RunError
-from dinojax.levels import Rule
+from dinojax.levels import EIGHT, WIDE, Rule
 from dinojax.runs.files import reason, replacing
 from dinojax.wording import counted
 
@@ -74,11 +74,8 @@ class Headers:
         parts = [f"{self.read}{of} headers read: {self.grey} grey, {self.colour} RGB"]
         if self.grey + self.colour:
             parts.append("{}×{} to {}×{} pixels".format(*self.smallest, *self.largest))
-        kinds = {group: count for group, count in self.groups.items() if group != "8 bits"}
-        parts += [
-            f"{count} {group}" if group != "more than 8 bits" else f"{count} of {group}"
-            for group, count in kinds.items()
-        ]
+        kinds = {group: count for group, count in self.groups.items() if group != EIGHT}
+        parts += [f"{count} of {group}" if group == WIDE else f"{count} {group}" for group, count in kinds.items()]
         parts += self.notes
         if self.bad:
             parts.append(f"{len(self.bad)} unreadable and left out")
@@ -138,9 +135,8 @@ def find_headers(records: Records, limit: int, on_bad_file: Literal["stop", "ski
             of_reason.setdefault(why, place)
         times = Counter(bad.values())
         reasons = [f"{why}: {_times(times[why])}{records.describe(place)}" for why, place in of_reason.items()]
-        listed = "; ".join(reasons[:_REASONS]) + (
-            f"; {len(reasons) - _REASONS} more reasons" * (len(reasons) > _REASONS)
-        )
+        more = [counted(len(reasons) - _REASONS, "more reason")] if len(reasons) > _REASONS else []
+        listed = "; ".join([*reasons[:_REASONS], *more])
         advice = "repair them, or leave them out with --on_bad_file skip" if len(kept) else "none is left"
         files = len({str(records.paths[place]) for place in bad})
         raise RunError(f"{files} of {len(chosen)} files checked cannot be read ({listed}); {advice}")
@@ -163,8 +159,8 @@ def _times(count: int) -> str:
     return "" if count == 1 else f"{count} files such as "
 
 
-def summarise(found: Found, **more: object) -> Headers:
-    """What headers say together; `more` are further attributes."""
+def summarise(found: Found) -> Headers:
+    """What headers say together."""
     unique = {str(path): header for path, header in zip(found.records.paths, found.headers, strict=True) if header}
     sizes = sorted(
         {(header.width, header.height) for header in unique.values()}, key=lambda size: (size[0] * size[1], size)
@@ -179,7 +175,6 @@ def summarise(found: Found, **more: object) -> Headers:
         smallest=sizes[0] if sizes else (0, 0),
         largest=sizes[-1] if sizes else (0, 0),
         bad=found.bad,
-        **more,  # type: ignore[arg-type]
     )
 
 

@@ -15,7 +15,7 @@ from dinojax.data.intensity import group_of
 from dinojax.data.records import Display, Records
 from dinojax.data.slices import choose_images, pixel_ratio
 from dinojax.data.survey import decide_intensities
-from dinojax.levels import Rule
+from dinojax.levels import EIGHT, Rule
 from dinojax.wording import counted
 
 LIMIT = 100_000
@@ -74,11 +74,11 @@ def open_images(
         grey=all(header.channels == 1 for header in headers if header is not None),
     )
     flat = dataclasses.replace(flat, display=display)
-    groups = ["8 bits" if header is None else group_of(header) for header in headers]
+    groups = [EIGHT if header is None else group_of(header) for header in headers]
     flat, rules, said, complaints = decide_intensities(flat, headers, groups, config.intensity, known)
     assert flat.display is not None
-    told = summarise(
-        found._replace(bad=(*found.bad, *unfit)),
+    told = dataclasses.replace(
+        summarise(found._replace(bad=(*found.bad, *unfit))),
         notes=tuple(notes),
         rules=rules,
         intensity=tuple(said),

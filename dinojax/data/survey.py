@@ -14,7 +14,7 @@ from dinojax.data.decode import stored_of
 from dinojax.data.formats import BadFile, Header
 from dinojax.data.intensity import OWN_RANGE, Sampled
 from dinojax.data.records import Records
-from dinojax.levels import Rule
+from dinojax.levels import EIGHT, Rule
 
 _SAMPLED, _VALUES = 200, 20_000
 """Images, and values of each, that decide over the intensities of a data set."""
@@ -47,7 +47,7 @@ def decide_intensities(
       The records with their rules; the rules by kind; a line for each kind, with the reason; and what is wrong.
     """
     present = [group for group in intensity.GROUPS if group in set(groups)]
-    plain = present == ["8 bits"] and config.policy in ("auto", "full")
+    plain = present == [EIGHT] and config.policy in ("auto", "full")
     places = np.unique(np.linspace(0, len(records) - 1, 0 if plain else min(_SAMPLED, len(records))).astype(np.int64))
     sampled = dict(_samples(records, places, groups))
     rules, reasons = intensity.decide(config, present, list(sampled.values()), known)
@@ -74,7 +74,7 @@ def decide_intensities(
 
 def _like_labels(records: Records, sampled: Mapping[int, Sampled]) -> list[str]:
     """A sentence if images of many bits hold few values, as label maps do."""
-    few = [place for place, image in sampled.items() if image.group != "8 bits" and _is_label_map(image)]
+    few = [place for place, image in sampled.items() if image.group != EIGHT and _is_label_map(image)]
     if not few:
         return []
     such = f"{len(few)} of {len(sampled)} images looked at hold {_LABELS} values or fewer, as label maps do"
